@@ -1,0 +1,208 @@
+"""The error tree: one class per thing that can go wrong, with typed fields, one message and an exit code.
+
+Imports nothing. Adapters turn third-party errors into these; `cli` turns these into exit codes
+(SPEC section 9: 1 = the work failed, 2 = usage or configuration).
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+
+class AnvilDrError(Exception):
+    """Anything this project reports to a person. `str()` is one clear line."""
+
+    exit_code = 1
+
+    @property
+    def code(self) -> str:
+        """A stable name for the wire and for `--json`: the class name without `Error`."""
+        name = type(self).__name__
+        return name[: -len("Error")] if name.endswith("Error") else name
+
+
+class ConfigError(AnvilDrError):
+    """The configuration cannot be used. Names the key and, where known, the line."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, path: str = "", key: str = "", line: Optional[int] = None) -> None:
+        self.path, self.key, self.line = path, key, line
+        where = f"{path}:{line}: " if path and line else f"{path}: " if path else ""
+        super().__init__(f"{where}{key + ': ' if key else ''}{message}")
+
+
+class UsageError(AnvilDrError):
+    """The command line or a job file asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class ImageNameError(AnvilDrError):
+    """A server's or disk's name that cannot become an image name (SPEC section 2)."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"the name {name!r} {reason}")
+
+
+class NameCollisionError(AnvilDrError):
+    """Two different (server, disk) pairs build the same image name."""
+
+    def __init__(self, base: str, server: str, disk: str, holder_server: str, holder_disk: str) -> None:
+        self.base, self.server, self.disk = base, server, disk
+        self.holder_server, self.holder_disk = holder_server, holder_disk
+        super().__init__(
+            f"server {server!r} disk {disk!r} would use the image name {base!r}, "
+            f"which belongs to server {holder_server!r} disk {holder_disk!r}"
+        )
+
+
+class CommandError(AnvilDrError):
+    """A command of the system failed. Carries everything it said."""
+
+    def __init__(
+        self, argv: Tuple[str, ...], returncode: Optional[int], stdout: bytes, stderr: bytes, reason: str = ""
+    ) -> None:
+        self.argv, self.returncode, self.stdout, self.stderr = argv, returncode, stdout, stderr
+        said = stderr.decode("utf-8", "replace").strip().replace("\n", "; ")
+        how = reason or f"exit code {returncode}"
+        super().__init__(f"{' '.join(argv)}: {how}{': ' + said if said else ''}")
+
+
+class StoreError(AnvilDrError):
+    """The store, or one image in it, cannot be used."""
+
+    def __init__(self, message: str, *, store: str = "", image: str = "") -> None:
+        self.store, self.image = store, image
+        super().__init__(message)
+
+
+class StoreFullError(StoreError):
+    """What must be created does not fit. Nothing has been changed."""
+
+    def __init__(self, needed_bytes: int, available_bytes: int, detail: str = "") -> None:
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+        super().__init__(
+            f"the store is too small: {needed_bytes} bytes needed, {available_bytes} available"
+            + (f" ({detail})" if detail else "")
+        )
+
+
+class ImageInUseError(StoreError):
+    """An image is open in a running domain, a rehearsal or another program."""
+
+    def __init__(self, image: str, user: str) -> None:
+        self.user = user
+        super().__init__(f"image {image} is in use by {user}", image=image)
+
+
+class ServerBusyError(AnvilDrError):
+    """Another job works on this server."""
+
+    def __init__(self, server: str, job_id: str) -> None:
+        self.server, self.job_id = server, job_id
+        super().__init__(f"server {server} is busy: job {job_id} is working on it")
+
+
+class ServerActivatedError(AnvilDrError):
+    """The server runs on the DR box, so its images are live disks."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        super().__init__(
+            f"server {server} is activated on the DR box; "
+            f"give it back first with: anvil-activate-dr --release {server}"
+        )
+
+
+class NotAllowedError(AnvilDrError):
+    """The key that opened this session is not for this server."""
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        super().__init__(f"this key is not allowed to send server {server}")
+
+
+class DefinitionError(AnvilDrError):
+    """A libvirt definition that cannot be used, or must not be."""
+
+    def __init__(self, message: str, *, server: str = "") -> None:
+        self.server = server
+        super().__init__(f"definition of {server}: {message}" if server else message)
+
+
+class ProtocolError(AnvilDrError):
+    """The peer said something that the protocol does not allow."""
+
+
+class PeerTimeoutError(ProtocolError):
+    """The peer has been silent for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the peer has been silent for {seconds:g} seconds")
+
+
+class PeerGoneError(ProtocolError):
+    """The connection ended in the middle of something."""
+
+    def __init__(self, detail: str = "the connection was closed before the job ended") -> None:
+        super().__init__(detail)
+
+
+class RemoteError(AnvilDrError):
+    """The other end refused or failed; its own words and code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.remote_code = code
+        super().__init__(message)
+
+
+class DigestMismatchError(AnvilDrError):
+    """Bytes that arrived, or lie on disk, are not those that were digested."""
+
+    def __init__(self, server: str, disk: str, offset_bytes: Optional[int], detail: str) -> None:
+        self.server, self.disk, self.offset_bytes = server, disk, offset_bytes
+        at = "" if offset_bytes is None else f" at byte {offset_bytes}"
+        super().__init__(f"server {server} disk {disk}{at}: {detail}")
+
+
+class SourceChangedError(AnvilDrError):
+    """The disk was written to while it was being imaged, so the image would be torn."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        self.path = path
+        super().__init__(f"{path} changed while it was being imaged ({detail}); is the server really off?")
+
+
+class SourceError(AnvilDrError):
+    """A disk of the source cannot be read, or the server is in no state to be imaged."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class ImageIOError(AnvilDrError):
+    """Reading or writing an image failed; names the image and the byte."""
+
+    def __init__(self, path: str, offset_bytes: int, action: str, reason: str) -> None:
+        self.path, self.offset_bytes, self.action, self.reason = path, offset_bytes, action, reason
+        super().__init__(f"{path}: cannot {action} at byte {offset_bytes}: {reason}")
+
+
+class StateError(AnvilDrError):
+    """The state database cannot be used."""
+
+
+class HypervisorError(AnvilDrError):
+    """libvirt said no. `libvirt_code` is its VIR_ERR_* number, where there is one."""
+
+    def __init__(self, message: str, *, libvirt_code: Optional[int] = None) -> None:
+        self.libvirt_code = libvirt_code
+        super().__init__(message)
+
+
+class ServiceError(AnvilDrError):
+    """The service cannot start, or cannot be reached."""

@@ -1,0 +1,218 @@
+"""Frozen values that the whole project speaks in. No I/O, no policy; the words are the SPEC's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, Mapping, Optional, Tuple, Union
+
+INCOMPLETE: Final = "incomplete"
+"""The sequence of an image while it is being written (SPEC section 2)."""
+
+Sequence = Union[int, Literal["incomplete"]]
+"""1 is the newest complete image, N the oldest; `INCOMPLETE` is the one being written."""
+
+
+@dataclass(frozen=True, order=True)
+class Owner:
+    """The (server, disk) pair an image belongs to. Images are never told apart by splitting names."""
+
+    server: str
+    disk: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """One virtual disk of a server, as the node describes it."""
+
+    name: str
+    size_bytes: int
+    path: str
+    """The path that the server's definition has for it."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image as it lies in a store now."""
+
+    owner: Owner
+    sequence: Sequence
+    location: str
+    """Name of the volume group, or the directory."""
+    identity: str
+    """What stays the same through renames: `lv:<uuid>` or `inode:<number>`."""
+    size_bytes: int
+    """What can be read from it: for a volume, rounded up to whole extents."""
+    path: str
+    """Where it can be opened now."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place of a store where images can be created: a volume group, or the directory."""
+
+    name: str
+    size_bytes: int
+    free_bytes: int
+    extent_bytes: int
+    """Images take whole extents; 1 where there is no such thing."""
+
+
+@dataclass(frozen=True)
+class SetOnDisk:
+    """What a planner needs to know of one set: which disks it has and whether nothing is missing."""
+
+    sequence: Sequence
+    disks: Tuple[str, ...]
+    complete: bool
+
+
+# — steps of cycling (rotation.py plans them, recover.py can apply them twice) —
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Give one image of a server another sequence."""
+
+    owner: Owner
+    before: Sequence
+    after: Sequence
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Free one image of a server."""
+
+    owner: Owner
+    sequence: Sequence
+
+
+Step = Union[Rename, Removal]
+
+
+# — where the bytes will go (placement.py plans them) —
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One image that a job will write, and the recycled image that it can be written into."""
+
+    owner: Owner
+    size_bytes: int
+    existing_location: Optional[str] = None
+    existing_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The recycled image is right as it is."""
+
+    owner: Owner
+    location: str
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The recycled image is grown or shrunk where it is."""
+
+    owner: Owner
+    location: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Create:
+    """A new image."""
+
+    owner: Owner
+    location: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Replace:
+    """The recycled image cannot grow where it is: a new one elsewhere, then the old one goes."""
+
+    owner: Owner
+    location: str
+    size_bytes: int
+    old_location: str
+
+
+Allocation = Union[Keep, Resize, Create, Replace]
+
+
+# — jobs —
+
+
+@dataclass(frozen=True)
+class ServerJob:
+    """One server's part of a job: what a node announces before it sends a byte."""
+
+    name: str
+    definition: str
+    """libvirt domain XML as the node has it. Untrusted."""
+    disks: Tuple[Disk, ...]
+    left_out: Tuple[str, ...] = ()
+    """Paths of disks in the definition that the node leaves out on purpose."""
+    firmware: Mapping[str, int] = field(default_factory=dict)
+    """Firmware state that will be sent: relative name -> bytes (`nvram`, `tpm/<file>`)."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One push of one or more servers."""
+
+    name: str
+    node: str
+    servers: Tuple[ServerJob, ...]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What is remembered of one image of a received set."""
+
+    disk: str
+    identity: str
+    size_bytes: int
+    """Size of the source's disk, which can be less than the image's."""
+    digest: str
+    """`<algorithm>:<hex>` over the whole image, as digest.py builds it."""
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """What is remembered of one received set. Its sequence is what the images' names say now."""
+
+    server: str
+    received_at: str
+    """ISO 8601, UTC."""
+    source: str
+    """The node that sent it."""
+    job_id: str
+    images: Tuple[ImageRecord, ...]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All the images of one server with one sequence, with what is remembered of them."""
+
+    server: str
+    sequence: Sequence
+    images: Tuple[StoredImage, ...]
+    complete: bool
+    record: Optional[SetRecord] = None
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One server's part of a past or running job."""
+
+    id: str
+    server: str
+    node: str
+    state: Literal["succeeded", "failed", "running"]
+    started_at: str
+    finished_at: Optional[str] = None
+    error: Optional[str] = None
+    wire_bytes: int = 0
+    written_bytes: int = 0
