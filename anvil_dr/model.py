@@ -216,3 +216,65 @@ class JobRecord:
     error: Optional[str] = None
     wire_bytes: int = 0
     written_bytes: int = 0
+
+
+# — what the state database keeps beside sets and jobs —
+
+
+@dataclass(frozen=True)
+class JournalStep:
+    """One step of cycling, and which image it is about: names move, the identity stays."""
+
+    step: Step
+    identity: str
+
+
+Purpose = Literal["cycle", "promote", "trim"]
+"""Why images are renamed: the start of a job, its end, or `copies` lowered."""
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """A plan that was begun. It is on stable storage before its first step is taken (SPEC section 3)."""
+
+    id: int
+    server: str
+    purpose: Purpose
+    steps: Tuple[JournalStep, ...]
+    record: Optional[SetRecord] = None
+    """The set that exists once every step is taken."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A server that runs, or ran, on the DR box, so that its images are not a copy any more."""
+
+    server: str
+    sequence: int
+    since: str
+    """ISO 8601, UTC."""
+    user: str
+
+
+@dataclass(frozen=True)
+class SourceDefinition:
+    """The definition of a server as its node had it in the last job. Untrusted."""
+
+    server: str
+    xml: str
+    left_out: Tuple[str, ...]
+    """Paths of disks in it that the node left out on purpose."""
+    received_at: str
+    """ISO 8601, UTC."""
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    """A job that the service is working on now."""
+
+    id: str
+    node: str
+    servers: Tuple[str, ...]
+    state: str
+    bytes_done: int
+    bytes_total: int
