@@ -1,0 +1,222 @@
+"""The configuration file -> one frozen `Config` (SPEC section 9). May read that file, and nothing else.
+
+To add a key: a field here, one line in `parse`, a comment in etc/target.yaml. Field names are the keys' names.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import ipaddress
+import os
+import re
+import urllib.parse
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, Mapping, Tuple
+
+from anvil_dr import settings
+from anvil_dr.errors import ConfigError, UsageError
+
+DEFAULT_PATH: Final = "/etc/anvil-dr/target.yaml"
+
+_RATE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))?\s?([KMGT]?)", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+# lvm(8), VALID NAMES; a name is at most 127 characters.
+_GROUP = re.compile(r"(?!-)(?!\.{1,2}$)[A-Za-z0-9+_.-]{1,127}")
+# unix(7): sun_path holds 108 bytes, the last of them 0.
+_SOCKET_PATH_BYTES = 107
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where images are kept."""
+
+    kind: Literal["fs", "lvm"]
+    locations: Tuple[str, ...]
+    """The directory, or the volume groups in the order of the file."""
+
+
+@dataclass(frozen=True)
+class ServerActivation:
+    """How one server is booted on the day."""
+
+    start_after: Tuple[str, ...] = ()
+    """Servers that are booted before this one."""
+    start_delay: int = 0
+    """Seconds to wait once they are."""
+    addresses: Tuple[str, ...] = ()
+    """IP addresses that the server itself answers on when it's alive."""
+
+
+@dataclass(frozen=True)
+class ActivationConfig:
+    """How servers are booted on the day."""
+
+    connect: str = "qemu:///system"
+    servers: Mapping[str, ServerActivation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything an admin can choose, checked. A value that is here can be used as it is."""
+
+    name: str
+    store: StoreConfig
+    copies: int = 2
+    use_cache: bool = True
+    require_cache: bool = False
+    cache_signature: str = ".dr_cache"
+    definitions: str = "/shared/definitions"
+    state: str = "/var/lib/anvil-dr"
+    runtime: str = "/run/anvil-dr"
+    bandwidth_limit: int = 0
+    """Bytes a second; 0 = none."""
+    activation: ActivationConfig = ActivationConfig()
+
+    @property
+    def socket(self) -> str:
+        """Where the service listens."""
+        return os.path.join(self.runtime, "target.sock")
+
+
+def load(path: str = DEFAULT_PATH) -> Config:
+    """Read and check a configuration file. Raise ConfigError naming the file, the key and the line."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(settings.MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        message = "there is no such file; the shortest one that works is a line like 'store: fs:/srv/dr'"
+        raise ConfigError(f"{message}, and etc/target.yaml of anvil-dr shows every key", path=path) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", path=path) from error
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError("is not UTF-8 text", path=path, line=line) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: str) -> Config:
+    """Check the text of a configuration file; `path` is for error messages only. Raise ConfigError."""
+    top = settings.read(text, path)
+    top.only(_names(Config))
+    config = Config(
+        name=_name(top),
+        store=_store(top),
+        copies=top.integer("copies", Config.copies, least=1, most=999),
+        use_cache=top.boolean("use_cache", Config.use_cache),
+        require_cache=top.boolean("require_cache", Config.require_cache),
+        cache_signature=_file_name(top, "cache_signature", Config.cache_signature),
+        definitions=_directory(top, "definitions", Config.definitions),
+        state=_directory(top, "state", Config.state),
+        runtime=_directory(top, "runtime", Config.runtime),
+        bandwidth_limit=_rate(top, "bandwidth_limit", Config.bandwidth_limit),
+        activation=_activation(top.section("activation")),
+    )
+    if config.require_cache and not config.use_cache:
+        raise top.error("require_cache", "cannot be true while use_cache is false")
+    if len(os.fsencode(config.socket)) > _SOCKET_PATH_BYTES:
+        raise top.error("runtime", f"is too long: {config.socket} must fit in {_SOCKET_PATH_BYTES} bytes (unix(7))")
+    return config
+
+
+def parse_rate(text: str) -> int:
+    """`0`, `65536`, `10M`, `1.5G` (powers of 1024) -> bytes a second. Raise UsageError."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"not a rate: {text!r} (bytes a second, or with K, M, G or T after it, such as 10M)")
+    whole, fraction, unit = match.groups()
+    factor = _FACTORS[unit.upper()]
+    rate = int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
+    if not rate and (int(whole) or int(fraction or 0)):
+        raise UsageError(f"not a rate: {text!r} is less than one byte a second")
+    return rate
+
+
+def _names(kind: Any) -> Tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
+def _name(top: settings.Section) -> str:
+    name = top.text("name", os.uname().nodename.partition(".")[0] or "dr")
+    if len(name) > 64:
+        raise top.error("name", "must be 64 characters at most")
+    return name
+
+
+def _store(top: settings.Section) -> StoreConfig:
+    kind, colon, rest = top.text("store").partition(":")
+    if kind == "fs" and colon:
+        return StoreConfig("fs", (_absolute(top, "store", rest),))
+    if kind not in ("lvm", "vg") or not colon:
+        raise top.error("store", "must be 'fs:/a/directory' or 'lvm:group,group'")
+    groups = tuple(group.strip() for group in rest.split(","))
+    for position, group in enumerate(groups):
+        if not _GROUP.fullmatch(group):
+            raise top.error("store", f"{group!r} cannot be the name of a volume group")
+        if group in groups[:position]:
+            raise top.error("store", f"volume group {group} is there twice")
+    return StoreConfig("lvm", groups)
+
+
+def _directory(section: settings.Section, key: str, default: str) -> str:
+    return _absolute(section, key, section.text(key, default))
+
+
+def _absolute(section: settings.Section, key: str, path: str) -> str:
+    if not path.startswith("/"):
+        raise section.error(key, f"must be an absolute path, not {path!r}")
+    if ".." in path.split("/"):
+        raise section.error(key, f"must not hold '..': {path}")
+    clean = "/" + os.path.normpath(path).lstrip("/")
+    if clean == "/":
+        raise section.error(key, "must not be the root directory")
+    return clean
+
+
+def _file_name(section: settings.Section, key: str, default: str) -> str:
+    name = section.text(key, default)
+    if "/" in name or name in (".", "..") or len(os.fsencode(name)) > 255:
+        raise section.error(key, f"must be the name of a file, without a path, not {name!r}")
+    return name
+
+
+def _rate(section: settings.Section, key: str, default: int) -> int:
+    try:
+        return parse_rate(section.scalar(key, str(default)))
+    except UsageError as error:
+        raise section.error(key, str(error)) from error
+
+
+def _activation(section: settings.Section) -> ActivationConfig:
+    section.only(_names(ActivationConfig))
+    connect = section.text("connect", ActivationConfig.connect)
+    if not urllib.parse.urlsplit(connect).scheme or ":/" not in connect:
+        raise section.error("connect", f"must be a libvirt URI such as qemu:///system, not {connect!r}")
+    listed = section.section("servers")
+    servers = {name: _server(name, listed.section(name)) for name in listed.keys}
+    try:
+        order = {name: server.start_after for name, server in servers.items()}
+        tuple(graphlib.TopologicalSorter(order).static_order())
+    except graphlib.CycleError as error:
+        circle = error.args[1]
+        # CycleError lists each before the one that waits for it, the first again at the end.
+        waiting = next(name for name in listed.keys if name in circle)
+        message = f"no server of these can be the first: {' before '.join(circle)}"
+        raise listed.section(waiting).error("start_after", message) from error
+    return ActivationConfig(connect, servers)
+
+
+def _server(name: str, section: settings.Section) -> ServerActivation:
+    section.only(_names(ServerActivation))
+    after = section.texts("start_after")
+    if name in after:
+        raise section.error("start_after", "a server cannot wait for itself")
+    addresses = section.texts("addresses")
+    for address in addresses:
+        try:
+            ipaddress.ip_address(address)
+        except ValueError as error:
+            raise section.error("addresses", f"not an IP address: {address!r}") from error
+    return ServerActivation(after, section.integer("start_delay", 0, least=0, most=_DAY), addresses)
