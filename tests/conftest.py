@@ -1,0 +1,55 @@
+"""What holds for every test: the package is found without being installed, and no test is skipped silently."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import List
+
+import pytest
+from hypothesis import settings
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent))
+
+# No deadline: it is a timing assert. The same examples every time, so that a red run can be repeated; to look for
+# new ones, run pytest with --hypothesis-profile=explore.
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile("repeatable")
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("true", "1")
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """A test's folder says what it needs."""
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
+        if folder in ("box", "qemu"):
+            item.add_marker(folder)
+
+
+def _skipped(config: pytest.Config) -> List[pytest.TestReport]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return reporter.stats.get("skipped", []) if reporter else []
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI a skipped test is a failure; xdist's workers leave that to the one that started them."""
+    if not hasattr(session.config, "workerinput") and in_ci() and _skipped(session.config) and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Above the closing line: what makes the run a failure besides its tests."""
+    skipped = _skipped(config)
+    if in_ci() and skipped:
+        terminalreporter.section("failed: CI=true and tests were skipped", red=True)
+        for report in skipped:
+            terminalreporter.write_line(report.nodeid)
+    checks = os.environ.get("ANVIL_DR_FAILED_CHECKS", "")
+    if checks:
+        terminalreporter.section(f"failed before the tests: {checks}", red=True)
