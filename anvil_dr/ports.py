@@ -121,3 +121,140 @@ class Store(Protocol):
 
 OwnerSource = Callable[[], Iterable[Owner]]
 """Where a store that cannot tag its images learns whose they are: the state database."""
+
+
+# — the hypervisor —
+
+DomainState = Literal["running", "paused", "suspended", "shutting down", "shut off", "crashed", "gone"]
+"""What a domain does. `gone`: there is none of that name, which is how a transient one ends."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One active domain."""
+
+    name: str
+    uuid: str
+    state: DomainState
+    persistent: bool
+    disk_paths: Tuple[str, ...]
+    """Every file and device under its disks, those under an overlay too."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of libvirt's networks."""
+
+    name: str
+    active: bool
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the machine under the hypervisor has."""
+
+    cpus: int
+    memory_bytes: int
+    available_bytes: Optional[int]
+    """What new domains can have without swapping; None where the hypervisor cannot say."""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The hardware that a definition asks to be emulated; None where it leaves the choice to the host."""
+
+    virt_type: str
+    """`kvm` or `qemu`."""
+    arch: Optional[str] = None
+    machine: Optional[str] = None
+    emulator: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class DomainCapabilities:
+    """What one emulator can give to a domain of one machine type."""
+
+    machine: str
+    """Its full name, where an alias such as `q35` was asked for."""
+    max_cpus: Optional[int]
+    cpu_modes: Tuple[str, ...]
+    """Those supported, of host-passthrough, host-model, maximum and custom."""
+    cpu_models: Tuple[str, ...]
+    """Models that it knows."""
+    usable_cpu_models: Tuple[str, ...]
+    """Models whose every feature is there."""
+    loaders: Tuple[str, ...]
+    """Firmware files that it would choose itself."""
+    tpm_backends: Tuple[str, ...]
+    tpm_versions: Tuple[str, ...]
+
+
+class Hypervisor(Protocol):
+    """Domains on this machine. Nothing here can define one. Every method may raise HypervisorError."""
+
+    def active(self) -> Tuple[Domain, ...]:
+        """The domains that run, or are paused, now; in the order of their names."""
+        ...
+
+    def state(self, name: str) -> DomainState:
+        """What the domain of this name does."""
+        ...
+
+    def definition(self, name: str) -> str:
+        """The XML that would make this domain again, its secrets included (a console's password).
+
+        Of a persistent domain: its stored configuration. Of a transient one: what it runs with.
+        """
+        ...
+
+    def shutdown(self, name: str, *, timeout_seconds: float) -> None:
+        """Ask the guest to shut down, through its agent or else by ACPI, and wait until it is off.
+
+        Raise HypervisorError if it still runs after that time; it has been asked, and may yet go off.
+        """
+        ...
+
+    def start(self, name: str) -> None:
+        """Start a persistent domain that is shut off."""
+        ...
+
+    def boot(self, xml: str, *, paused: bool = False, autodestroy: bool = False) -> Domain:
+        """Make and start a transient domain; it is never defined. With `autodestroy` it ends with the connection."""
+        ...
+
+    def resume(self, name: str) -> None:
+        """Let a paused domain run."""
+        ...
+
+    def destroy(self, name: str) -> None:
+        """End a domain at once, as if its power were cut. Nothing happens if it is not active."""
+        ...
+
+    def host(self) -> HostFacts: ...
+
+    def networks(self) -> Tuple[Network, ...]: ...
+
+    def capabilities(self, platform: Platform) -> DomainCapabilities:
+        """What it can give to such a domain; raise HypervisorError if it has no such emulator, machine or type."""
+        ...
+
+    def cpu_problem(self, cpu_xml: str, platform: Platform) -> str:
+        """Why a `<cpu>` element can't be had here, in libvirt's words; empty if it can."""
+        ...
+
+    def dry_run(self, xml: str) -> None:
+        """Raise HypervisorError if this domain cannot be turned into a command line here."""
+        ...
+
+    def agent_answers(self, name: str, *, timeout_seconds: int) -> bool:
+        """True if the guest agent in this domain answers a ping."""
+        ...
+
+    def console_text(self, name: str, until: str, *, timeout_seconds: float) -> str:
+        """What the guest writes to its console from now on, up to and including `until`.
+
+        Raise HypervisorError, with the last of what was read, if it doesn't come in that time or the domain ends.
+        """
+        ...
+
+    def close(self) -> None: ...
