@@ -13,8 +13,8 @@ import urllib.parse
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, Mapping, Tuple
 
-from anvil_dr import settings
-from anvil_dr.errors import ConfigError, UsageError
+from anvil_dr import naming, settings
+from anvil_dr.errors import ConfigError, ImageNameError, UsageError
 
 DEFAULT_PATH: Final = "/etc/anvil-dr/target.yaml"
 
@@ -209,6 +209,10 @@ def _activation(section: settings.Section) -> ActivationConfig:
 
 
 def _server(name: str, section: settings.Section) -> ServerActivation:
+    try:
+        naming.check_server_name(name)
+    except ImageNameError as error:
+        raise section.error("", str(error)) from error
     section.only(_names(ServerActivation))
     after = section.texts("start_after")
     if name in after:

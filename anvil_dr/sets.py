@@ -102,7 +102,5 @@ def _matches(record: Optional[SetRecord], images: Tuple[StoredImage, ...], found
     return (
         record is not None
         and len(images) == len(record.images)
-        and all(
-            claim is not None and image.size_bytes >= claim[1].size_bytes for image, claim in zip(images, found)
-        )
+        and all(claim is not None and image.size_bytes >= claim[1].size_bytes for image, claim in zip(images, found))
     )

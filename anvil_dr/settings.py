@@ -26,7 +26,7 @@ _Nodes = Dict[str, Tuple[int, yaml.Node]]
 
 
 class Section:
-    """One mapping of the file. Each method takes one key's value, checked, or raises ConfigError naming key and line."""
+    """One mapping of the file. Each method takes one key's value, checked; ConfigError names the key and the line."""
 
     def __init__(self, path: str, prefix: str, nodes: _Nodes, line: Optional[int]) -> None:
         self._path, self._prefix, self._nodes, self._line = path, prefix, nodes, line
@@ -42,7 +42,7 @@ class Section:
     def error(self, key: str, message: str) -> ConfigError:
         """An error about `key`, with its line; the caller raises it."""
         line = self._nodes[key][0] if key in self._nodes else self._line
-        return ConfigError(message, path=self._path, key=self._prefix + key, line=line)
+        return ConfigError(message, path=self._path, key=(self._prefix + key).rstrip("."), line=line)
 
     def only(self, known: Tuple[str, ...]) -> None:
         """Refuse any key that is not known, with the one that was probably meant."""
