@@ -132,7 +132,8 @@ class Section:
             return Section(self._path, prefix, {}, self._nodes[key][0] if key in self._nodes else self._line)
         if not isinstance(node, yaml.MappingNode):
             raise self.error(key, f"must be a group of 'key: value' lines, not {_describe(node)}")
-        return _mapping(self._path, prefix, node)
+        line = self._nodes[key][0] if self._node(key, True) is node else _line(node)
+        return _mapping(self._path, prefix, node, line)
 
 
 def read(text: str, path: str) -> Section:
@@ -155,7 +156,7 @@ def read(text: str, path: str) -> Section:
         return Section(path, "", {}, None)
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"must hold 'key: value' lines, not {_describe(root)}", path=path, line=_line(root))
-    return _mapping(path, "", root)
+    return _mapping(path, "", root, None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -176,7 +177,7 @@ class _Loader(yaml.SafeLoader):
             self._depth -= 1
 
 
-def _mapping(path: str, prefix: str, node: yaml.MappingNode) -> Section:
+def _mapping(path: str, prefix: str, node: yaml.MappingNode, line_of_section: Optional[int]) -> Section:
     nodes: _Nodes = {}
     for key, value in node.value:
         line = _line(key)
@@ -190,7 +191,7 @@ def _mapping(path: str, prefix: str, node: yaml.MappingNode) -> Section:
             message = f"is there twice, first in line {nodes[name][0]}"
             raise ConfigError(message, path=path, key=prefix + name, line=line)
         nodes[name] = (line, value)
-    return Section(path, prefix, nodes, _line(node) if prefix else None)
+    return Section(path, prefix, nodes, line_of_section)
 
 
 def _line(node: yaml.Node) -> int:
