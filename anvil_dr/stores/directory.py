@@ -1,0 +1,287 @@
+"""A store of raw files in one directory. Touches that directory, and reads fstab(5), /proc and /sys.
+
+Names are only ever looked up relative to an open descriptor of the directory, and only regular files count: what
+else carries an image's name is never followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from contextlib import contextmanager
+from typing import Dict, Final, Iterator, List, Literal, Optional, Tuple
+
+from anvil_dr import durable, naming, qemu_lock
+from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
+from anvil_dr.model import INCOMPLETE, Location, Owner, Sequence, StoredImage
+from anvil_dr.ports import OwnerSource
+from anvil_dr.stores import openers
+from anvil_dr.stores.open_image import FileImage
+
+log = logging.getLogger(__name__)
+
+_MODE: Final = 0o600
+# O_NONBLOCK, or a fifo with an image's name would block the open until somebody writes to it.
+_OPEN_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class DirectoryStore:
+    """Implements ports.Store. `owners` says whose files may lie there, since files carry no tags."""
+
+    def __init__(self, directory: str, owners: OwnerSource, *, fstab: str = "/etc/fstab") -> None:
+        self._directory = os.path.abspath(directory)
+        self._owners, self._fstab = owners, fstab
+
+    @property
+    def kind(self) -> Literal["fs", "lvm"]:
+        return "fs"
+
+    def check(self) -> None:
+        """Raise StoreError if the directory is missing, read-only, or its file system is not mounted."""
+        with self._open_directory() as directory:
+            if os.fstatvfs(directory).f_flag & os.ST_RDONLY or not os.access(self._directory, os.W_OK | os.X_OK):
+                raise self._error("it cannot be written to")
+            missing = self._unmounted()
+        if missing:
+            raise self._error(f"{self._fstab} has a file system for {missing}, and it is not mounted")
+
+    def locations(self) -> Tuple[Location, ...]:
+        """The one directory. Raise StoreError."""
+        with self._open_directory() as directory:
+            facts = os.fstatvfs(directory)
+        size_bytes, free_bytes = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
+        return (Location(self._directory, size_bytes, free_bytes, extent_bytes=1),)
+
+    def images(self) -> Tuple[StoredImage, ...]:
+        """Every regular file that has the name of a known owner's image. Raise StoreError."""
+        files: Dict[str, os.stat_result] = {}
+        with self._open_directory() as directory:
+            names = self._list(directory)
+            known = naming.match_files(names, self._owners())
+            for name in known:
+                facts = self._look(directory, name)
+                if facts is not None:
+                    files[name] = facts
+        found: List[StoredImage] = []
+        for name, facts in sorted(files.items()):
+            if stat.S_ISREG(facts.st_mode):
+                owner, sequence = known[name]
+                found.append(self._image(owner, sequence, facts))
+            else:
+                log.warning("not an image, ignored: path=%s reason=%r", self._join(name), "not a regular file")
+        return tuple(found)
+
+    def path(self, owner: Owner, sequence: Sequence) -> str:
+        """The file's path. No I/O."""
+        return self._join(naming.file_name(owner, sequence))
+
+    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+        """A new, sparse file for an incomplete image. Raise StoreFullError, StoreError, ImageNameError."""
+        naming.check_server_name(owner.server)
+        naming.check_disk_name(owner.disk)
+        if location != self._directory:
+            raise self._error(f"it has no place named {location}")
+        self._need(size_bytes)
+        name = naming.file_name(owner, INCOMPLETE)
+        with self._open_directory() as directory:
+            try:
+                fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS, _MODE, dir_fd=directory)
+            except OSError as error:
+                raise self._failure("create", name, error) from error
+            try:
+                try:
+                    os.ftruncate(fd, size_bytes)
+                    durable.sync_data(fd)
+                    facts = os.fstat(fd)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                os.unlink(name, dir_fd=directory)
+                if error.errno == errno.ENOSPC:
+                    raise StoreFullError(size_bytes, self._free_bytes(), self._directory) from error
+                raise self._failure("create", name, error) from error
+            try:
+                durable.sync_directory(self._directory)
+            except OSError as error:
+                raise self._failure("create", name, error) from error
+        image = self._image(owner, INCOMPLETE, facts)
+        _log("created", image, f"size_bytes={image.size_bytes}")
+        return image
+
+    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+        """Grow or shrink the file. Raise ImageInUseError, StoreFullError, StoreError."""
+        self._refuse_use(image)
+        self._need(size_bytes - image.size_bytes)
+        with self._open(image, os.O_RDWR) as fd:
+            try:
+                os.ftruncate(fd, size_bytes)
+                durable.sync_data(fd)
+                facts = os.fstat(fd)
+            except OSError as error:
+                raise self._failure("resize", os.path.basename(image.path), error) from error
+        resized = self._image(image.owner, image.sequence, facts)
+        _log("resized", resized, f"size_bytes={resized.size_bytes}")
+        return resized
+
+    def rename(self, image: StoredImage, sequence: Sequence) -> StoredImage:
+        """Give it another sequence, durably. Raise StoreError if that name is taken."""
+        before, after = naming.file_name(image.owner, image.sequence), naming.file_name(image.owner, sequence)
+        with self._open(image, os.O_RDONLY) as fd:
+            try:
+                durable.rename_exclusively(self._directory, before, after)
+                facts = os.fstat(fd)
+            except OSError as error:
+                raise self._failure("rename an image to", after, error) from error
+        _log("renamed", image, f"to={sequence}")
+        return self._image(image.owner, sequence, facts)
+
+    def remove(self, image: StoredImage) -> None:
+        """Unlink it, durably. Raise ImageInUseError, StoreError."""
+        self._refuse_use(image)
+        name = naming.file_name(image.owner, image.sequence)
+        try:
+            durable.remove(self._join(name))
+        except OSError as error:
+            raise self._failure("remove", name, error) from error
+        _log("removed", image, f"size_bytes={image.size_bytes}")
+
+    def open(self, image: StoredImage, *, writable: bool) -> FileImage:
+        """Open its bytes. A writable one is locked as QEMU would lock it. Raise ImageInUseError, StoreError."""
+        if writable:
+            self._refuse_use(image)
+        fd = self._open_fd(image, os.O_RDWR if writable else os.O_RDONLY)
+        try:
+            if writable and not qemu_lock.take(fd):
+                raise ImageInUseError(os.path.basename(image.path), "another program that writes to it or relies on it")
+            return FileImage(fd, image.path, os.fstat(fd).st_size)
+        except OSError as error:
+            os.close(fd)
+            raise self._failure("open", os.path.basename(image.path), error) from error
+        except ImageInUseError:
+            os.close(fd)
+            raise
+
+    def user(self, image: StoredImage) -> Optional[str]:
+        """Who else has it open: a process, a loop device, a QEMU that only its locks show. Raise StoreError."""
+        with self._open(image, os.O_RDONLY) as fd:
+            facts = os.fstat(fd)
+            found = openers.of_file(facts.st_dev, facts.st_ino)
+            if found:
+                return found[0].words
+            locked = qemu_lock.writes(fd) or qemu_lock.denies_writing(fd)
+            if locked and not openers.is_file_open_here(facts.st_dev, facts.st_ino, besides=fd):
+                return "a QEMU that cannot be seen from here"
+        return None
+
+    def is_known_zero(self, image: StoredImage) -> bool:
+        """True if the file has no data at all: a hole reads as zeros. Raise StoreError, ImageIOError."""
+        opened = self.open(image, writable=False)
+        try:
+            return not any(opened.data_ranges(0, opened.size_bytes))
+        finally:
+            opened.close()
+
+    @contextmanager
+    def _open_directory(self) -> Iterator[int]:
+        """A descriptor of the directory."""
+        try:
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _open(self, image: StoredImage, flags: int) -> Iterator[int]:
+        """A descriptor of the image's file, closed at the end. Raise StoreError."""
+        fd = self._open_fd(image, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open_fd(self, image: StoredImage, flags: int) -> int:
+        """A descriptor of the very file that `image` names. Raise StoreError if another stands there now."""
+        name = naming.file_name(image.owner, image.sequence)
+        with self._open_directory() as directory:
+            try:
+                fd = os.open(name, flags | _OPEN_FLAGS, dir_fd=directory)
+            except OSError as error:
+                raise self._failure("open", name, error) from error
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode) or _identity(facts) != image.identity:
+            os.close(fd)
+            raise StoreError(f"{self._join(name)} is not the image it was", store=self._directory, image=name)
+        return fd
+
+    def _look(self, directory: int, name: str) -> Optional[os.stat_result]:
+        try:
+            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:  # renamed or removed since the directory was listed
+            return None
+        except OSError as error:
+            raise self._failure("look at", name, error) from error
+
+    def _list(self, directory: int) -> List[str]:
+        try:
+            return os.listdir(directory)
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from error
+
+    def _refuse_use(self, image: StoredImage) -> None:
+        user = self.user(image)
+        if user is not None:
+            raise ImageInUseError(os.path.basename(image.path), user)
+
+    def _need(self, needed_bytes: int) -> None:
+        available_bytes = self._free_bytes()
+        if needed_bytes > available_bytes:
+            raise StoreFullError(needed_bytes, available_bytes, self._directory)
+
+    def _free_bytes(self) -> int:
+        return self.locations()[0].free_bytes
+
+    def _unmounted(self) -> Optional[str]:
+        """The mount point in fstab that the directory is on, or is, if nothing is mounted there now."""
+        try:
+            with open(self._fstab, encoding="utf-8", errors="surrogateescape") as file:
+                lines = [line.split() for line in file]
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._error(f"{self._fstab} cannot be read: {error.strerror}") from error
+        wanted = {openers.unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")}
+        mounted = openers.mount_points()
+        folder = os.path.realpath(self._directory)
+        while folder != "/":
+            if folder in wanted and folder not in mounted:
+                return folder
+            folder = os.path.dirname(folder)
+        return None
+
+    def _image(self, owner: Owner, sequence: Sequence, facts: os.stat_result) -> StoredImage:
+        path = self.path(owner, sequence)
+        return StoredImage(owner, sequence, self._directory, _identity(facts), facts.st_size, path)
+
+    def _join(self, name: str) -> str:
+        return os.path.join(self._directory, name)
+
+    def _error(self, reason: str) -> StoreError:
+        return StoreError(f"store {self._directory}: {reason}", store=self._directory)
+
+    def _failure(self, action: str, name: str, error: OSError) -> StoreError:
+        reason = error.strerror or str(error)
+        return StoreError(f"cannot {action} {self._join(name)}: {reason}", store=self._directory, image=name)
+
+
+def _identity(facts: os.stat_result) -> str:
+    return f"inode:{facts.st_ino}"
+
+
+def _log(what: str, image: StoredImage, detail: str) -> None:
+    owner = image.owner
+    log.info("%s server=%s disk=%s sequence=%s %s", what, owner.server, owner.disk, image.sequence, detail)
