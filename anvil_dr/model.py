@@ -278,3 +278,14 @@ class RunningJob:
     state: str
     bytes_done: int
     bytes_total: int
+
+
+@dataclass(frozen=True)
+class CacheDrive:
+    """A file system that carries the cache signature (SPEC section 5)."""
+
+    device: str
+    mountpoint: Optional[str]
+    filesystem: str
+    size_bytes: int
+    free_bytes: int
