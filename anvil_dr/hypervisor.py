@@ -79,6 +79,8 @@ class LibvirtHypervisor:
             return str(self._connection.lookupByName(name).XMLDesc(flags))
 
     def shutdown(self, name: str, *, timeout_seconds: float) -> None:
+        if self.state(name) in ("paused", "suspended"):
+            raise HypervisorError(f"{name} is paused, so it cannot shut down; let it run first: virsh resume {name}")
         began = time.monotonic()
         # An agent that took the order and does nothing leaves the second half to ACPI.
         agent_until = began + timeout_seconds / 2 if self._shutdown_by_agent(name) else began
