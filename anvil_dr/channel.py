@@ -1,0 +1,174 @@
+"""Frames over a pair of file descriptors: a socket, or the two pipes of an ssh session.
+
+Touches the descriptors it was given and nothing else. It knows headers, lengths, silence and counts;
+what is in a frame is protocol.py's business. One thread may receive while others send.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from typing import List, Optional, Tuple, Union
+
+from anvil_dr.errors import PeerGoneError, PeerTimeoutError, ProtocolError
+from anvil_dr.pace import Pace
+from anvil_dr.protocol import FRAME_HEADER, Kind, frame_header, frame_limit_bytes
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+# One system call takes this many buffers at most (IOV_MAX is 1024 on Linux).
+_BUFFERS_PER_CALL = 512
+
+
+class Channel:
+    """Both directions of one session. Whoever made it calls `close`, once nobody uses it any more."""
+
+    def __init__(self, in_fd: int, out_fd: int, *, silence_seconds: float = 300.0, pace: Optional[Pace] = None) -> None:
+        self._in, self._out = in_fd, out_fd
+        self._silence_seconds = silence_seconds
+        self._send_lock = threading.Lock()
+        self._abandoned = threading.Event()
+        self._header = bytearray(FRAME_HEADER.size)
+        self._last_sent = time.monotonic()
+        self.pace = pace
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        # Without this a peer that stops reading would hold a thread in write(2) for ever.
+        os.set_blocking(in_fd, False)
+        os.set_blocking(out_fd, False)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Everything that crossed, both directions, headers included."""
+        return self.received_bytes + self.sent_bytes
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long this end has sent nothing."""
+        return time.monotonic() - self._last_sent
+
+    def send(self, kind: Kind, *parts: Buffer) -> None:
+        """Send one frame made of `parts`. Raise PeerGoneError, PeerTimeoutError."""
+        length = sum(len(part) for part in parts)
+        if length > frame_limit_bytes(kind):
+            raise ProtocolError(f"a {kind.name} frame of {length} bytes is more than the protocol allows")
+        if self.pace is not None:
+            self.pace.wait(length)
+        with self._send_lock:
+            views = [memoryview(part).cast("B") for part in parts if part]
+            self._write([memoryview(frame_header(kind, length)), *views])
+            self._last_sent = time.monotonic()
+
+    def receive(self, buffer: memoryview) -> Tuple[Kind, memoryview]:
+        """Wait for one frame; its content may lie in `buffer`, until the next call.
+
+        Keep-alive frames are passed over. Raise PeerGoneError at the end of the stream, PeerTimeoutError
+        after `silence_seconds` without a byte, ProtocolError for a header that makes no sense or a frame
+        that is larger than its type allows.
+        """
+        while True:
+            self._read(memoryview(self._header))
+            code, length = FRAME_HEADER.unpack(self._header)
+            try:
+                kind = Kind(code)
+            except ValueError:
+                raise ProtocolError(f"the peer does not speak this protocol (frame type {code})") from None
+            if length > frame_limit_bytes(kind):
+                raise ProtocolError(f"a {kind.name} frame of {length} bytes is too large")
+            # Only a job's announcement outgrows the buffer, so only it is given memory of its own.
+            content = buffer[:length] if length <= len(buffer) else memoryview(bytearray(length))
+            self._read(content)
+            if kind is not Kind.PING:
+                return kind, content
+
+    def abandon(self) -> None:
+        """Make every thread that waits here get PeerGoneError within a second. The descriptors stay open.
+
+        Closing them under a thread that uses them would hand their numbers to the next session's.
+        """
+        self._abandoned.set()
+
+    def close(self) -> None:
+        """Close both descriptors. No thread may use the channel any more."""
+        for fd in {self._in, self._out}:
+            os.close(fd)
+
+    def _write(self, parts: List[memoryview]) -> None:
+        while parts:
+            self._check_abandoned()
+            try:
+                written = os.writev(self._out, parts[:_BUFFERS_PER_CALL])
+            except BlockingIOError:
+                self._wait(self._out, select.POLLOUT)
+                continue
+            except OSError as error:
+                raise PeerGoneError(f"the connection broke: {error.strerror}") from error
+            self.sent_bytes += written
+            while parts and written >= len(parts[0]):
+                written -= len(parts.pop(0))
+            if written:
+                parts[0] = parts[0][written:]
+
+    def _read(self, into: memoryview) -> None:
+        while into:
+            self._check_abandoned()
+            try:
+                count = os.readv(self._in, [into])
+            except BlockingIOError:
+                self._wait(self._in, select.POLLIN)
+                continue
+            except OSError as error:
+                raise PeerGoneError(f"the connection broke: {error.strerror}") from error
+            if count == 0:
+                raise PeerGoneError()
+            self.received_bytes += count
+            into = into[count:]
+
+    def _wait(self, fd: int, event: int) -> None:
+        poll = select.poll()
+        poll.register(fd, event)
+        deadline = time.monotonic() + self._silence_seconds
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise PeerTimeoutError(self._silence_seconds)
+            if poll.poll(min(left, 1.0) * 1000):
+                return
+            self._check_abandoned()
+
+    def _check_abandoned(self) -> None:
+        if self._abandoned.is_set():
+            raise PeerGoneError("the session was ended from this side")
+
+
+class KeepAlive:
+    """Sends a PING when this end has been silent for a while, so that slow work is not taken for death."""
+
+    def __init__(self, channel: Channel, *, every_seconds: float = 15.0) -> None:
+        self._channel, self._every = channel, every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keep-alive", daemon=True)
+
+    def __enter__(self) -> KeepAlive:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every / 3):
+            if self._channel.idle_seconds < self._every:
+                continue
+            try:
+                self._channel.send(Kind.PING)
+            except ProtocolError:
+                return  # the thread that works on the session finds out by itself
+
+
+def frame_buffer() -> memoryview:
+    """A buffer that takes any frame of the dialogue."""
+    return memoryview(bytearray(frame_limit_bytes(Kind.DATA)))
