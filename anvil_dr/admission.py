@@ -1,0 +1,220 @@
+"""May this job be taken? Checks what a node announces, and plans where its images go, before anything changes.
+
+Reads the store and the state; claims names; changes nothing else.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from dataclasses import dataclass
+from typing import Dict, Mapping, Optional, Sequence, Tuple
+
+from anvil_dr import definition, naming, placement, rotation, sets
+from anvil_dr.cycle import images_of
+from anvil_dr.errors import (
+    ImageInUseError,
+    NotAllowedError,
+    ProtocolError,
+    ServerActivatedError,
+    StoreError,
+)
+from anvil_dr.model import (
+    INCOMPLETE,
+    Allocation,
+    Demand,
+    ImageSet,
+    Keep,
+    Owner,
+    Resize,
+    Step,
+    StoredImage,
+)
+from anvil_dr.protocol import (
+    MAX_DISKS,
+    MAX_FIRMWARE_BYTES,
+    MAX_FIRMWARE_FILES,
+    MAX_SERVERS,
+    DiskOffer,
+    Job,
+    ServerOffer,
+)
+from anvil_dr.target import Target
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """How one server's job begins: what is renamed, where its images will be."""
+
+    steps: Tuple[Step, ...]
+    demands: Tuple[Demand, ...]
+    allocations: Tuple[Allocation, ...]
+    warnings: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """Names only; placement comes once every server of the job has one."""
+
+    server: str
+    steps: Tuple[Step, ...]
+    demands: Tuple[Demand, ...]
+    freed_bytes: Mapping[str, int]
+    warnings: Tuple[str, ...]
+
+
+def check_job(job: Job) -> None:
+    """Raise ProtocolError for a job that no node would send."""
+    names = [offer.name for offer in job.servers]
+    if not names or len(names) > MAX_SERVERS:
+        raise ProtocolError(f"a job has 1 to {MAX_SERVERS} servers; this one has {len(names)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ProtocolError(f"server {twice[0]!r} is in the job twice")
+
+
+def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
+    """Raise what is wrong with one server of a job; return warnings about its definition. Claims its names."""
+    naming.check_server_name(offer.name)
+    if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
+        raise NotAllowedError(offer.name)
+    disks = [disk.name for disk in offer.disks]
+    if not disks or len(disks) > MAX_DISKS:
+        raise ProtocolError(f"server {offer.name}: 1 to {MAX_DISKS} disks were expected, there are {len(disks)}")
+    if len(set(disks)) < len(disks) or len({disk.path for disk in offer.disks}) < len(disks):
+        raise ProtocolError(f"server {offer.name}: two of its disks have the same name or path")
+    for disk in offer.disks:
+        if disk.size_bytes < 1:
+            raise ProtocolError(f"server {offer.name} disk {disk.name}: its size is {disk.size_bytes} bytes")
+        naming.check_image_names(
+            Owner(offer.name, disk.name), target.store.kind, target.config.store.locations, target.config.copies
+        )
+    _check_firmware(offer)
+    warnings = make_definition(target, offer).warnings
+    if offer.name in target.state.activations():
+        raise ServerActivatedError(offer.name)
+    for disk in offer.disks:
+        target.state.claim(Owner(offer.name, disk.name))
+    return warnings
+
+
+def make_definition(target: Target, offer: ServerOffer) -> definition.Made:
+    """The definition for the DR box. Raise DefinitionError. No file is touched."""
+    kind = "block" if target.store.kind == "lvm" else "file"
+    paths = {
+        disk.path: definition.DiskTarget(target.store.path(Owner(offer.name, disk.name), 1), kind)
+        for disk in offer.disks
+    }
+    return definition.make_dr_definition(
+        offer.definition, offer.name, paths, offer.left_out, nvram_path(target, offer.name)
+    )
+
+
+def nvram_path(target: Target, server: str) -> str:
+    """Where `virsh create` finds the server's UEFI variables (SPEC section 7)."""
+    return f"{target.config.definitions}/nvram/{server}.fd"
+
+
+def plan_servers(target: Target, job_id: str, offers: Sequence[ServerOffer]) -> Dict[str, ServerPlan]:
+    """Plan the beginning of some servers of one job together. Changes nothing.
+
+    Raise StoreFullError if they don't all fit; ImageInUseError or StoreError if an image of one cannot be used.
+    """
+    intents = [_intend(target, offer) for offer in offers]
+    demands = [demand for intent in intents for demand in intent.demands]
+    freed: Dict[str, int] = {}
+    for intent in intents:
+        for location, size in intent.freed_bytes.items():
+            freed[location] = freed.get(location, 0) + size
+    promised = target.promised(but=(job_id, offers[0].name)) if len(offers) == 1 else target.promised()
+    allocations = placement.plan_placement(target.store.locations(), tuple(demands), freed, promised)
+    plans: Dict[str, ServerPlan] = {}
+    for intent in intents:
+        # In the order that placement gave them: there is room for each when its turn comes.
+        mine = tuple(allocation for allocation in allocations if allocation.owner.server == intent.server)
+        plans[intent.server] = ServerPlan(intent.steps, intent.demands, mine, intent.warnings)
+    return plans
+
+
+def space_taken(plan: ServerPlan) -> Mapping[str, int]:
+    """Bytes that a plan's new and grown images will take, by location."""
+    present = {demand.owner: demand.existing_bytes for demand in plan.demands}
+    taken: Dict[str, int] = {}
+    for allocation in plan.allocations:
+        if isinstance(allocation, Keep):
+            continue
+        size = allocation.size_bytes
+        if isinstance(allocation, Resize):
+            size = max(0, size - present[allocation.owner])
+        taken[allocation.location] = taken.get(allocation.location, 0) + size
+    return taken
+
+
+def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
+    """Raise ImageInUseError if anything runs on an image of the server (SPEC section 3)."""
+    for image in images:
+        user = target.store.user(image)
+        if user is not None:
+            raise ImageInUseError(naming.image_name(image.owner, image.sequence), user)
+
+
+def server_sets(target: Target, server: str) -> Tuple[ImageSet, ...]:
+    return sets.assemble(images_of(target.store, server), target.state.set_records(server), target.state.pending())
+
+
+def _intend(target: Target, offer: ServerOffer) -> _Intent:
+    present = server_sets(target, offer.name)
+    images = [image for one in present for image in one.images]
+    check_images_free(target, images)
+    disks = tuple(disk.name for disk in offer.disks)
+    known = tuple(sets.to_planner(one) for one in present)
+    steps = rotation.plan_start(offer.name, known, disks, target.config.copies)
+    warnings: Tuple[str, ...] = ()
+    if target.config.copies == 1:
+        steps += rotation.plan_overwrite(offer.name, known, disks)
+        if rotation.leaves_no_complete_set(known, steps):
+            warnings = (_alone(target, offer.name),)
+    afterwards = rotation.outcome(images, steps)
+    kept = {image.identity for image in afterwards}
+    recycled = {image.owner: image for image in afterwards if image.sequence == INCOMPLETE}
+    freed: Dict[str, int] = {}
+    for image in images:
+        if image.identity not in kept:
+            freed[image.location] = freed.get(image.location, 0) + image.size_bytes
+    return _Intent(
+        offer.name,
+        steps,
+        tuple(_demand(disk, recycled.get(Owner(offer.name, disk.name)), offer.name) for disk in offer.disks),
+        freed,
+        warnings,
+    )
+
+
+def _demand(disk: DiskOffer, recycled: Optional[StoredImage], server: str) -> Demand:
+    owner = Owner(server, disk.name)
+    if recycled is None:
+        return Demand(owner, disk.size_bytes)
+    return Demand(owner, disk.size_bytes, recycled.location, recycled.size_bytes)
+
+
+def _alone(target: Target, server: str) -> str:
+    if target.config.require_cache:
+        raise StoreError(
+            f"server {server} has one copy and there is no cache drive to keep it on meanwhile; "
+            "require_cache forbids writing over it"
+        )
+    return (
+        f"server {server} has one copy and no cache drive: until this job has succeeded there is no complete set of it"
+    )
+
+
+def _check_firmware(offer: ServerOffer) -> None:
+    if len(offer.firmware) > MAX_FIRMWARE_FILES or sum(offer.firmware.values()) > MAX_FIRMWARE_BYTES:
+        raise ProtocolError(f"server {offer.name}: there is too much firmware state")
+    for name in offer.firmware:
+        kind, _, file = name.partition("/")
+        if name != "nvram" and (kind != "tpm" or not file or file in (".", "..") or "/" in file or "\0" in file):
+            raise ProtocolError(f"server {offer.name}: {name!r} is no firmware state")
+

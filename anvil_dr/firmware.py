@@ -1,0 +1,53 @@
+"""Firmware state that travels with a server: UEFI variables and TPM state (SPEC section 7).
+
+Touches `<state>/firmware/<server>/<job>/` for what belongs to a set, and the definition's nvram file, which
+follows the newest set. Names have been checked by naming.py and admission.py before they come here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Iterable, Mapping
+
+from anvil_dr import durable
+from anvil_dr.errors import StateError
+from anvil_dr.model import SetRecord
+
+
+def folder(state_directory: str, record: SetRecord) -> str:
+    """Where the firmware state of one set is kept."""
+    return os.path.join(state_directory, "firmware", record.server, record.job_id)
+
+
+def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) -> None:
+    """Put a set's firmware state on stable storage, before the set becomes complete. Raise StateError."""
+    where = folder(state_directory, record)
+    try:
+        for name, content in files.items():
+            path = os.path.join(where, name)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            durable.replace(path, content, mode=0o600)
+    except OSError as error:
+        raise StateError(f"the firmware state of server {record.server} cannot be kept: {error}") from error
+
+
+def prune(state_directory: str, server: str, records: Iterable[SetRecord]) -> None:
+    """Remove firmware state that belongs to no set any more. Raise StateError."""
+    kept = {record.job_id for record in records}
+    where = os.path.join(state_directory, "firmware", server)
+    try:
+        for name in os.listdir(where) if os.path.isdir(where) else ():
+            if name not in kept:
+                shutil.rmtree(os.path.join(where, name))
+    except OSError as error:
+        raise StateError(f"old firmware state of server {server} cannot be removed: {error}") from error
+
+
+def publish_nvram(path: str, content: bytes) -> None:
+    """Put the newest set's UEFI variables where the definition names them. Raise StateError."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        durable.replace(path, content, mode=0o600)
+    except OSError as error:
+        raise StateError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,221 @@
+"""One server of a job as a transaction, on the target: names cycled, images written, the set promoted.
+
+Touches the store, the state, and the definitions folder. Until `complete` returns, the new set is
+`_incomplete` and every set that was kept is as it was; whatever ends it before that leaves the next job
+something to resume.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack
+from typing import Dict, Mapping, Optional, Tuple
+
+from anvil_dr import admission, cycle, durable, firmware, rotation, sets
+from anvil_dr.channel import Channel
+from anvil_dr.digest import BLOCK_BYTES, Digester
+from anvil_dr.errors import DigestMismatchError, ProtocolError, StoreError
+from anvil_dr.model import (
+    INCOMPLETE,
+    Allocation,
+    Create,
+    ImageRecord,
+    Keep,
+    Owner,
+    Replace,
+    Resize,
+    SetRecord,
+    StoredImage,
+)
+from anvil_dr.ports import Image
+from anvil_dr.protocol import DiskDone, DiskOffer, ServerOffer
+from anvil_dr.receive_disk import DiskReceiver
+from anvil_dr.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.target import Target
+
+log = logging.getLogger(__name__)
+
+
+class ServerReceiver:
+    """One server's images on their way in."""
+
+    def __init__(
+        self, target: Target, channel: Channel, digester: Digester, job_id: str, source: str, offer: ServerOffer
+    ) -> None:
+        self._target, self._channel, self._digester = target, channel, digester
+        self._job_id, self._source, self._offer = job_id, source, offer
+        self._open = ExitStack()
+        self._images: Dict[str, StoredImage] = {}
+        self._fresh: Dict[str, bool] = {}
+        self._writable: Dict[str, Image] = {}
+        self._newest: Dict[str, Image] = {}
+        self._received: Dict[str, ImageRecord] = {}
+        self._firmware: Dict[str, bytes] = {}
+        self._current: Optional[DiskReceiver] = None
+        self.written_bytes = 0
+        self.finished_bytes = 0
+        self.warnings: Tuple[str, ...] = ()
+
+    def done_bytes(self) -> int:
+        """How much of the server's disks is known to be right."""
+        current = self._current
+        return self.finished_bytes + (current.done_bytes if current else 0)
+
+    def begin(self) -> Mapping[str, bool]:
+        """Cycle the names and make room. Returns for each disk whether there is something to compare with.
+
+        Raise ImageInUseError, StoreFullError, StoreError, StateError.
+        """
+        server, target = self._offer.name, self._target
+        with target.names:
+            plan = admission.plan_servers(target, self._job_id, [self._offer])[server]
+            self.warnings = plan.warnings
+            for warning in plan.warnings:
+                log.warning("server=%s job=%s %s", server, self._job_id, warning)
+            cycle.carry_out(target.store, target.state, server, "cycle", plan.steps)
+            recycled = {i.owner: i for i in cycle.images_of(target.store, server) if i.sequence == INCOMPLETE}
+            # Their content is about to change, so they must not count as part of the set they were in.
+            target.state.forget_images(image.identity for image in recycled.values())
+            for allocation in plan.allocations:
+                disk = allocation.owner.disk
+                self._images[disk] = self._allocate(allocation, recycled.get(allocation.owner))
+                self._fresh[disk] = isinstance(allocation, (Create, Replace))
+        if target.store.kind == "lvm":
+            target.vacate_space(self._job_id, server)  # the volumes exist now, so the space is taken for real
+        newest = sets.newest_complete(admission.server_sets(target, server))
+        for disk, image in self._images.items():
+            self._writable[disk] = self._opened(image, writable=True)
+        for image in newest.images if newest else ():
+            if image.owner.disk in self._images:
+                self._newest[image.owner.disk] = self._opened(image, writable=False)
+        return {
+            disk: disk in self._newest or not self._fresh[disk] for disk in self._images
+        }
+
+    def disk(self, name: str, window: int) -> DiskReceiver:
+        """Begin one disk. Raise ProtocolError for one that the job does not have, or that was sent already."""
+        offer = next((disk for disk in self._offer.disks if disk.name == name), None)
+        if offer is None or name in self._received or self._current is not None:
+            raise ProtocolError(f"disk {name!r} is not due")
+        image = self._writable[name]
+        self._zero_tail(image, offer)
+        recycled = self._recycled(name, offer)
+        self._open.callback(recycled.close)
+        self._current = DiskReceiver(
+            self._channel,
+            self._digester,
+            Owner(self._offer.name, name),
+            offer.size_bytes,
+            image=image,
+            recycled=recycled,
+            newest=self._newest.get(name),
+            window=window,
+        )
+        log.info("disk begun server=%s disk=%s bytes=%d", self._offer.name, name, offer.size_bytes)
+        return self._current
+
+    def disk_done(self, name: str, digest: str) -> DiskDone:
+        """End the current disk: compare digests, put it on stable storage. Raise DigestMismatchError, ImageIOError."""
+        current, offer = self._current, next((disk for disk in self._offer.disks if disk.name == name), None)
+        if current is None or offer is None or current.owner.disk != name:
+            raise ProtocolError(f"disk {name!r} is not being sent")
+        ours = current.finish()
+        if ours != digest:
+            raise DigestMismatchError(
+                self._offer.name, name, None, f"the whole image has digest {ours} here and {digest} at the node"
+            )
+        self._writable[name].flush()
+        self.written_bytes += current.written_bytes
+        self.finished_bytes += offer.size_bytes
+        self._received[name] = ImageRecord(name, self._images[name].identity, offer.size_bytes, ours)
+        self._current = None
+        log.info(
+            "disk done server=%s disk=%s bytes=%d written_bytes=%d digest=%s",
+            self._offer.name, name, offer.size_bytes, current.written_bytes, ours,
+        )  # fmt: skip
+        return DiskDone(name, ours, current.written_bytes)
+
+    def firmware(self, name: str, content: bytes) -> None:
+        """Keep one file of firmware state until the set is complete."""
+        if self._offer.firmware.get(name) != len(content) or name in self._firmware:
+            raise ProtocolError(f"firmware state {name!r} is not what was announced")
+        self._firmware[name] = content
+
+    def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
+        """Promote the set. Returns when it was received, its definition's path, whether that was made now, warnings.
+
+        Raise ProtocolError if something is missing, StoreError, StateError.
+        """
+        server, target = self._offer.name, self._target
+        missing = [disk.name for disk in self._offer.disks if disk.name not in self._received]
+        missing += [name for name in self._offer.firmware if name not in self._firmware]
+        if missing:
+            raise ProtocolError(f"server {server} was ended before {missing[0]} was sent")
+        self._open.close()
+        record = SetRecord(server, target.now(), self._source, self._job_id, tuple(self._received.values()))
+        firmware.keep(target.config.state, record, self._firmware)
+        with target.names:
+            known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
+            disks = tuple(disk.name for disk in self._offer.disks)
+            steps = rotation.plan_end(server, known, disks, target.config.copies)
+            cycle.carry_out(target.store, target.state, server, "promote", steps, record)
+        log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
+        target.state.keep_source_definition(server, self._offer.definition, self._offer.left_out)
+        firmware.prune(target.config.state, server, target.state.set_records(server))
+        if "nvram" in self._firmware:
+            firmware.publish_nvram(admission.nvram_path(target, server), self._firmware["nvram"])
+        return (record.received_at, *self._write_definition())
+
+    def close(self) -> None:
+        """Let go of everything that is open. Idempotent."""
+        self._open.close()
+
+    def _write_definition(self) -> Tuple[str, bool, Tuple[str, ...]]:
+        path = os.path.join(self._target.config.definitions, f"{self._offer.name}.xml")
+        if os.path.lexists(path):
+            return path, False, ()
+        made = admission.make_definition(self._target, self._offer)
+        try:
+            os.makedirs(self._target.config.definitions, exist_ok=True)
+            durable.write_new(path, made.xml.encode("utf-8"))
+        except FileExistsError:
+            return path, False, ()
+        except OSError as error:
+            raise StoreError(
+                f"the set is complete, but its definition {path} cannot be written: {error.strerror}"
+            ) from error
+        log.info("definition made server=%s path=%s", self._offer.name, path)
+        return path, True, made.warnings
+
+    def _allocate(self, allocation: Allocation, recycled: Optional[StoredImage]) -> StoredImage:
+        store = self._target.store
+        if isinstance(allocation, Create) or recycled is None:
+            if isinstance(allocation, Keep):
+                raise StoreError(f"the recycled image of {allocation.owner} has gone")
+            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+        if isinstance(allocation, Resize):
+            return store.resize(recycled, allocation.size_bytes)
+        if isinstance(allocation, Replace):
+            # Both would have one name, and it holds nothing that is promised to anyone any more.
+            store.remove(recycled)
+            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+        return recycled
+
+    def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:
+        if not self._fresh[disk]:
+            return Content(self._digester, self._writable[disk], offer.size_bytes)
+        if self._target.store.is_known_zero(self._images[disk]):
+            return KnownZeros(self._digester)
+        return UnknownContent()
+
+    def _zero_tail(self, image: Image, offer: DiskOffer) -> None:
+        """What a volume has beyond the disk, because extents are whole, reads as zeros too."""
+        end = -(-offer.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        if image.size_bytes > end:
+            image.zero(end, image.size_bytes - end)
+
+    def _opened(self, image: StoredImage, *, writable: bool) -> Image:
+        opened = self._target.store.open(image, writable=writable)
+        self._open.callback(opened.close)
+        return opened
