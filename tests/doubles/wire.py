@@ -82,7 +82,7 @@ def cross(
     window: int = 4,
     disturb: Optional[Callable[[Kind, memoryview], None]] = None,
 ) -> Crossing:
-    """Send `source` into `image`. `disturb` sees, and may change, what arrives at the target. Raise what either raised."""
+    """Send `source` into `image`; raise what either end raised. `disturb` may change what arrives at the target."""
     node_end, target_end = (Channel(fd, fd, silence_seconds=20) for fd in _pair())
     receiver = DiskReceiver(
         target_end, digester, Owner("Web01", "Web01_0"), source.size_bytes,
@@ -98,7 +98,7 @@ def cross(
         def run() -> None:
             try:
                 work()
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - carried over to the test's own thread
                 errors.append(error)
                 node_end.abandon()
                 target_end.abandon()
