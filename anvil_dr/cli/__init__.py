@@ -1,0 +1,75 @@
+"""One small file for each command, and here what they share: options, log, errors into lines and exit codes.
+
+Exit codes (SPEC section 9): 0 all well, 1 the work failed, 2 usage or configuration; 130 after Ctrl-C. With
+ANVIL_DR_LOG=info in the environment a command logs every change of state, with debug also every command it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import Callable, Optional
+
+from anvil_dr import __version__, config, words
+from anvil_dr.errors import AnvilDrError
+
+log = logging.getLogger(__name__)
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+_INTERRUPTED = 128 + 2
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every command has."""
+    parser.add_argument(
+        "--config", metavar="FILE", default=config.DEFAULT_PATH, help="the configuration (default: %(default)s)"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+
+def run_command(
+    program: str,
+    function: Callable[[], int],
+    *,
+    log_handler: Optional[logging.Handler] = None,
+    level: int = logging.WARNING,
+) -> int:
+    """Run a command's work; return the process's exit code. Logs to standard error if no handler is given."""
+    _set_up_logging(log_handler, level)
+    try:
+        code = function()
+        sys.stdout.flush()
+        return code
+    except AnvilDrError as error:
+        print(f"{program}: {words.printable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`. Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the command line is where the unforeseen ends
+        # It may not come again on the next try, so everything that is known is said now.
+        log.exception("unforeseen error")
+        name, text = type(error).__name__, words.printable(str(error))
+        print(f"{program}: nobody foresaw this, please report what stands above: {name}: {text}", file=sys.stderr)
+        return 1
+
+
+def _set_up_logging(handler: Optional[logging.Handler], level: int) -> None:
+    if handler is None:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Formatter("%(asctime)s level=%(levelname)s from=%(name)s %(message)s"))
+    wanted = _LEVELS.get(os.environ.get("ANVIL_DR_LOG", "").lower(), level)
+    logging.basicConfig(level=wanted, handlers=[handler], force=True)
+
+
+class _Formatter(logging.Formatter):
+    """One line for each record, whatever a node put into it; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return words.printable(super().formatMessage(record))
