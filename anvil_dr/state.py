@@ -64,6 +64,12 @@ class State:
             os.close(self._lock)
             self._lock = None
 
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
     def lock_service(self) -> None:
         """Be the one service on this directory until `close`. Raise ServiceError naming the pid of the other one."""
         path = os.path.join(self._directory, "lock")
