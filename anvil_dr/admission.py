@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from dataclasses import dataclass
-from typing import Dict, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Literal, Mapping, Optional, Sequence, Tuple
 
 from anvil_dr import definition, naming, placement, rotation, sets
 from anvil_dr.cycle import images_of
@@ -102,7 +102,7 @@ def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> 
 
 def make_definition(target: Target, offer: ServerOffer) -> definition.Made:
     """The definition for the DR box. Raise DefinitionError. No file is touched."""
-    kind = "block" if target.store.kind == "lvm" else "file"
+    kind: Literal["file", "block"] = "block" if target.store.kind == "lvm" else "file"
     paths = {
         disk.path: definition.DiskTarget(target.store.path(Owner(offer.name, disk.name), 1), kind)
         for disk in offer.disks

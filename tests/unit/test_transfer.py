@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,11 +20,14 @@ DIGESTER = digest.digester(digest.available()[0])
 MIB = 1 << 20
 
 
+Edits = List[Tuple[int, int, str]]
+
+
 def noise(size_bytes: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
 
-def edited(base: bytes, edits: List[tuple[int, int, str]]) -> bytes:
+def edited(base: bytes, edits: Edits) -> bytes:
     """A copy of `base` with (offset, length, how) edits, clipped to it."""
     content = bytearray(base)
     for offset, length, how in edits:
@@ -61,9 +64,8 @@ sizes = st.sampled_from([1, 4095, 4096, 65536, 65537, 700_001, 3 * MIB, 16 * MIB
     window=st.sampled_from([1, 3, 16]),
 )  # fmt: skip
 def test_whatever_was_there_before_the_image_equals_the_source(
-    size: int, seed: int, empty: bool, source_edits: List[tuple[int, int, str]],
-    image_edits: List[tuple[int, int, str]], newest_edits: List[tuple[int, int, str]], kind: str, has_newest: bool, newest_cut: bool, extra: int, compress: bool,
-    holes: bool, window: int,
+    size: int, seed: int, empty: bool, source_edits: Edits, image_edits: Edits, newest_edits: Edits, kind: str,
+    has_newest: bool, newest_cut: bool, extra: int, compress: bool, holes: bool, window: int,
 ) -> None:  # fmt: skip
     base = bytes(size) if empty else noise(size, seed)
     source = Bytes(edited(base, source_edits), holes=holes)

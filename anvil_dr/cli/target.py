@@ -1,0 +1,95 @@
+"""`anvil-dr-target`: the service of the DR box. Builds its adapters, finishes what was begun, and serves.
+
+Touches what wiring.py opens, signals, and systemd's notifications and socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+from typing import List, Optional, Sequence
+
+import systemd.daemon as daemon
+import systemd.journal as journal
+
+from anvil_dr import config, service
+from anvil_dr.cli import add_common_options, run_command, wiring
+from anvil_dr.config import Config
+from anvil_dr.errors import ServiceError
+from anvil_dr.recover import recover
+from anvil_dr.target import Target
+
+PROGRAM = "anvil-dr-target"
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Take servers' images from the nodes, on the DR box. Usually started by systemd."
+    )
+    add_common_options(parser)
+    parser.add_argument(
+        "--check-config", action="store_true", help="say whether the configuration can be used, and change nothing"
+    )
+    options = parser.parse_args(argv)
+    if options.check_config:
+        return run_command(PROGRAM, lambda: _check(options.config))
+    return run_command(PROGRAM, lambda: _serve(options.config), log_handler=_journal(), level=logging.INFO)
+
+
+def _journal() -> Optional[logging.Handler]:
+    """The journal itself, under systemd, so that levels survive; None, for standard error, elsewhere."""
+    if "JOURNAL_STREAM" not in os.environ:
+        return None
+    handler: logging.Handler = journal.JournalHandler(SYSLOG_IDENTIFIER=PROGRAM)
+    return handler
+
+
+def _check(path: str) -> int:
+    settings = config.load(path)
+    with wiring.open_state(settings, readonly=True) as state:
+        store = wiring.open_store(settings, state)
+        store.check()
+        print(f"{path}: the configuration can be used")
+        print(f"  store        {store.kind}")
+        for place in store.locations():
+            print(f"    {place.name}: {place.free_bytes >> 20} MiB free of {place.size_bytes >> 20} MiB")
+        for key, folder in (("definitions", settings.definitions), ("state", settings.state)):
+            print(f"  {key:<12} {folder}{'' if os.path.isdir(folder) else ' (will be made)'}")
+        print(f"  copies       {settings.copies}")
+        print(f"  socket       {settings.socket}")
+    return 0
+
+
+def _serve(path: str) -> int:
+    settings = config.load(path)
+    with wiring.open_state(settings) as state:
+        state.lock_service()
+        store = wiring.open_store(settings, state)
+        store.check()
+        daemon.notify("STATUS=Finishing what was begun")
+        recover(store, state)
+        with _listener(settings) as listener:
+            running = service.Service(Target(settings, store, state), listener, daemon.notify)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *unused: running.stop())
+            log.info("serving name=%s store=%s socket=%s", settings.name, store.kind, settings.socket)
+            running.run()
+    log.info("stopped name=%s", settings.name)
+    return 0
+
+
+def _listener(settings: Config) -> socket.socket:
+    """The socket that systemd hands over (sd_listen_fds(3)), or else one of our own. Raise ServiceError."""
+    handed: List[int] = daemon.listen_fds()
+    if not handed:
+        return service.listen(settings.socket)
+    if len(handed) > 1:
+        raise ServiceError(f"systemd handed over {len(handed)} sockets; one was expected")
+    return socket.socket(fileno=handed[0])
+
