@@ -139,4 +139,5 @@ def _job(job: RunningJob) -> Line:
 
 
 def _labelled(label: str, text: str, tone: Tone = "plain") -> Line:
-    return Line(f"  {label:<{_LABEL_CHARACTERS}}{'' if len(label) < _LABEL_CHARACTERS else ' '}{text}", tone)
+    padded = label.ljust(_LABEL_CHARACTERS) if len(label) < _LABEL_CHARACTERS else f"{label}  "
+    return Line(f"  {padded}{text}", tone)

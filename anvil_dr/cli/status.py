@@ -1,0 +1,91 @@
+"""`anvil-dr-status`: servers, sets, jobs and space, in words or as JSON. Changes nothing.
+
+Exit codes: 0 if everything could be looked at, whatever was found; 1 if something could not be read, so that what
+is shown is not the whole truth; 2 usage or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import datetime, timezone
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from rich.console import Console
+from rich.text import Text
+
+from anvil_dr import config as configuration
+from anvil_dr import inquiry, status, status_text, words
+from anvil_dr.cli import add_common_options, run_command, wiring
+from anvil_dr.errors import StateError
+from anvil_dr.model import CacheDrive
+from anvil_dr.observation import observe
+from anvil_dr.state import State
+
+PROGRAM = "anvil-dr-status"
+
+_STYLES: Dict[status_text.Tone, str] = {
+    "title": "bold",
+    "good": "bold green",
+    "bad": "bold red",
+    "plain": "",
+    "quiet": "dim",
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Show the servers that this DR box keeps, their sets, their last jobs, and its space."
+    )
+    add_common_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    options = parser.parse_args(argv)
+    return run_command(PROGRAM, lambda: _show(options.config, as_json=options.json))
+
+
+def _show(path: str, *, as_json: bool) -> int:
+    config = configuration.load(path)
+    state, problems = _open_state(config)
+    store = wiring.open_store(config, state)
+    seen = observe(
+        config,
+        store,
+        state,
+        running_jobs=lambda: inquiry.running_jobs(config.socket),
+        cache_drives=_cache_drives,
+        # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
+        check=store.check if store.kind == "fs" and os.geteuid() == 0 else lambda: None,
+        problems=problems,
+    )
+    now = datetime.now(timezone.utc).astimezone()
+    assessed = status.assess(seen, now)
+    if as_json:
+        json.dump(status.to_json(assessed), sys.stdout, indent=2)
+        print()
+        for problem in (*assessed.problems, *filter(None, [assessed.service_problem])):
+            print(f"{PROGRAM}: {words.printable(problem)}", file=sys.stderr)
+    else:
+        _print(status_text.lines(assessed, now))
+    if seen.problems and os.geteuid() != 0:
+        print(f"{PROGRAM}: some of it only root can read", file=sys.stderr)
+    return 1 if assessed.problems else 0
+
+
+def _open_state(config: configuration.Config) -> Tuple[Optional[State], List[str]]:
+    try:
+        return wiring.open_state(config, readonly=True), []
+    except StateError as error:
+        return None, [str(error)]
+
+
+def _cache_drives() -> Tuple[CacheDrive, ...]:
+    return ()
+
+
+def _print(lines: Sequence[status_text.Line]) -> None:
+    console = Console(highlight=False, markup=False, emoji=False)
+    for line in lines:
+        console.print(Text(line.text, style=_STYLES[line.tone]), soft_wrap=True)

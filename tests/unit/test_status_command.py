@@ -1,0 +1,317 @@
+"""anvil-dr-status on a real directory, a real database and a real socket: it shows what it can, and says what not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, List, Tuple
+
+import pytest
+
+from anvil_dr import config, definition_files, inquiry, naming, observation
+from anvil_dr.channel import Channel, frame_buffer
+from anvil_dr.cli import wiring
+from anvil_dr.config import Config, StoreConfig
+from anvil_dr.definition_files import DefinitionFile
+from anvil_dr.errors import CommandError, ServiceError, StoreError
+from anvil_dr.model import INCOMPLETE, ImageRecord, JournalStep, Owner, Rename, SetRecord, SourceDefinition
+from anvil_dr.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
+from anvil_dr.state import State
+from anvil_dr.status import Observation
+from tests.doubles.memory_store import MemoryStore
+
+STATUS = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-status"
+WEB01 = Owner("Web01", "Web01_0")
+DEFINITION = """\
+<domain type='kvm'>
+  <name>{server}</name>
+  <memory unit='MiB'>{memory_mib}</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{path}'/><target dev='vda'/></disk>
+  </devices>
+</domain>
+"""
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Config:
+    """A box that has received one set of Web01."""
+    made = Config(
+        name="dr01",
+        store=StoreConfig("fs", (str(tmp_path / "store"),)),
+        definitions=str(tmp_path / "definitions"),
+        state=str(tmp_path / "state"),
+        runtime=str(tmp_path / "run"),
+    )
+    (tmp_path / "t.yaml").write_text(
+        f"name: dr01\nstore: fs:{tmp_path}/store\ndefinitions: {made.definitions}\n"
+        f"state: {made.state}\nruntime: {made.runtime}\n"
+    )
+    for folder in ("store", "definitions"):
+        (tmp_path / folder).mkdir()
+    state = State.open(made.state)
+    state.claim(WEB01)
+    store = wiring.open_store(made, state)
+    image = store.create(WEB01, 4096, made.store.locations[0])
+    remembered = SetRecord(
+        "Web01", "2026-11-20T09:00:00+00:00", "node1", "job-1", (ImageRecord(WEB01.disk, image.identity, 4096, "x:1"),)
+    )
+    entry = state.begin("Web01", "promote", [JournalStep(Rename(WEB01, INCOMPLETE, 1), image.identity)], remembered)
+    store.rename(image, 1)
+    state.finish(entry)
+    define(made, memory_mib=512)
+    state.keep_source_definition("Web01", definition_of(made, memory_mib=512))
+    return made
+
+
+def definition_of(made: Config, server: str = "Web01", memory_mib: int = 512) -> str:
+    path = os.path.join(made.store.locations[0], naming.file_name(WEB01, 1))
+    return DEFINITION.format(server=server, memory_mib=memory_mib, path=path)
+
+
+def define(made: Config, *, named: str = "Web01", memory_mib: int = 512) -> None:
+    Path(made.definitions, "Web01.xml").write_text(definition_of(made, named, memory_mib))
+
+
+def run(tmp_path: Path, *arguments: str) -> Tuple[int, str, str]:
+    done = subprocess.run(
+        [str(STATUS), "--config", str(tmp_path / "t.yaml"), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def look(made: Config, **more: Any) -> Observation:
+    with State.open(made.state, readonly=True) as state:
+        store = wiring.open_store(made, state)
+        return observation.observe(made, store, state, running_jobs=lambda: (), cache_drives=lambda: (), **more)
+
+
+@contextmanager
+def service(path: Path, answer: Message, asked: List[Hello]) -> Iterator[None]:
+    """Answers one session on the socket."""
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            channel = Channel(*(os.dup(connection.fileno()),) * 2, silence_seconds=10)
+            kind, content = channel.receive(frame_buffer())
+            assert kind is Kind.HELLO
+            asked.append(decode(Hello, content))
+            channel.send(answer.kind, answer.encode())
+            channel.close()
+
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+# — the command —
+
+
+def test_the_command_shows_a_set_and_says_that_no_service_answers(box: Config, tmp_path: Path) -> None:
+    code, out, err = run(tmp_path)
+    assert (code, err) == (0, "")
+    assert out.startswith("dr01: NOT ALL IS WELL\n! the service cannot be reached")
+    assert "1 of 1 server can be booted here" in out
+    assert "set 1       1 disk, 4.0 KiB, received" in out
+
+
+def test_the_command_prints_one_object_with_what_the_service_says(box: Config, tmp_path: Path) -> None:
+    asked: List[Hello] = []
+    jobs = Status((RunningJobReport("job-2", "node1", ("Db01",), "running", 1, 2),))
+    with service(tmp_path / "run" / "target.sock", jobs, asked):
+        code, out, err = run(tmp_path, "--json")
+    found = json.loads(out)
+    assert (code, err, asked[0].purpose) == (0, "", "status")
+    assert found["jobs"] == [
+        {"id": "job-2", "node": "node1", "servers": ["Db01"], "state": "running", "bytes_done": 1, "bytes_total": 2}
+    ]
+    (web01,) = found["servers"]
+    assert (web01["name"], web01["sets"][0]["complete"], web01["sets"][0]["images"][0]["digest"]) == (
+        "Web01",
+        True,
+        "x:1",
+    )
+    assert web01["definition"] == f"{box.definitions}/Web01.xml"
+    assert found["store"]["locations"][0]["size_bytes"] > 0
+
+
+def test_the_command_shows_what_it_can_when_the_database_is_damaged_and_leaves_it_alone(
+    box: Config, tmp_path: Path
+) -> None:
+    database = Path(box.state, "state.sqlite")
+    database.write_bytes(b"no database " * 1000)
+    code, out, err = run(tmp_path, "--json")
+    (web01,) = json.loads(out)["servers"]
+    assert code == 1
+    assert "not a database" in err
+    assert (web01["sets"][0]["complete"], web01["sets"][0]["received_at"]) == (True, None)
+    assert database.read_bytes() == b"no database " * 1000
+    assert sorted(os.listdir(box.state)) == ["state.sqlite"]
+
+
+def test_the_command_refuses_a_configuration_that_is_not_there(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"anvil-dr-status: {tmp_path}/t.yaml: there is no such file")
+
+
+def test_a_reader_that_leaves_early_causes_no_complaint(box: Config, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$1" --config "$2" --json | true', "sh", str(STATUS), str(tmp_path / "t.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+# — looking —
+
+
+def test_sets_are_found_again_by_the_definitions_when_the_database_is_gone(box: Config) -> None:
+    Path(box.state, "state.sqlite").unlink()
+    seen = look(box)
+    assert seen.images is not None
+    assert [(one.owner, one.sequence) for one in seen.images] == [(WEB01, 1)]
+    assert (seen.records, seen.problems) == ((), ())
+
+
+def test_a_missing_store_is_a_problem_and_all_else_is_still_seen(box: Config) -> None:
+    os.rename(box.store.locations[0], box.store.locations[0] + ".away")
+    seen = look(box)
+    assert (seen.images, seen.locations) == (None, ())
+    assert seen.records is not None and len(seen.records) == 1
+    assert seen.definitions is not None and "Web01" in seen.definitions
+    assert len(seen.problems) == 1, "one cause is told once"
+
+
+def test_a_check_that_fails_makes_the_stores_answers_worthless(box: Config) -> None:
+    def check() -> None:
+        raise StoreError("store /srv/dr: its file system is not mounted")
+
+    seen = look(box, check=check)
+    assert (seen.images, seen.problems) == (None, ("store /srv/dr: its file system is not mounted",))
+
+
+def test_groups_that_cannot_be_asked_are_a_problem_too(box: Config) -> None:
+    class Broken(MemoryStore):
+        def images(self) -> Any:
+            raise CommandError(("lvs",), 5, b"", b"no such group")
+
+    store = Broken()
+    seen = observation.observe(box, store, None, running_jobs=lambda: (), cache_drives=lambda: ())
+    assert seen.images is None and "no such group" in seen.problems[0]
+    assert (seen.records, seen.last_jobs) == (None, {})
+
+
+# — definitions —
+
+
+def test_a_definition_that_is_as_the_source_has_it_differs_in_nothing(box: Config) -> None:
+    seen = look(box)
+    assert seen.definitions is not None
+    assert seen.definitions["Web01"].problem is None
+    assert not [one for one in seen.definitions["Web01"].differences if "RAM" in one]
+
+
+def test_ram_that_an_admin_reduced_is_told(box: Config) -> None:
+    define(box, memory_mib=256)
+    seen = look(box)
+    assert seen.definitions is not None
+    assert [one for one in seen.definitions["Web01"].differences if "RAM" in one]
+
+
+def test_a_definition_of_another_server_is_no_use(box: Config) -> None:
+    define(box, named="Db01")
+    seen = look(box)
+    assert seen.definitions is not None
+    assert seen.definitions["Web01"].problem == "it is for a server named Db01"
+
+
+def test_a_source_definition_that_cannot_be_read_does_not_spoil_the_status(box: Config) -> None:
+    file = DefinitionFile("Web01", "/d/Web01.xml", definition_of(box))
+    found = observation.facts(file, SourceDefinition("Web01", "<domain", (), "2026-11-20T09:00:00+00:00"))
+    assert found.problem is None
+    assert "cannot be compared" in found.differences[0]
+
+
+@pytest.mark.parametrize("content", [b"<domain>", b"\xff\xfe", b"x" * (5 << 20)])
+def test_a_definition_that_cannot_be_read_says_why(box: Config, content: bytes) -> None:
+    Path(box.definitions, "Web01.xml").write_bytes(content)
+    seen = look(box)
+    assert seen.definitions is not None
+    assert seen.definitions["Web01"].problem
+
+
+def test_what_is_no_definition_file_is_passed_over_and_a_fifo_does_not_hold_the_status_up(box: Config) -> None:
+    folder = Path(box.definitions)
+    for name in ("notes.txt", ".xml", "-x.xml", "a b.xml", "Web01.xml~"):
+        (folder / name).write_text("")
+    os.mkfifo(folder / "Db01.xml")
+    (folder / "nvram").mkdir()
+    found = {one.server: one.problem for one in definition_files.read_all(box.definitions)}
+    assert found == {"Db01": "it is not a regular file", "Web01": None}
+
+
+def test_definitions_name_only_images_of_their_own_server_in_the_store() -> None:
+    def names(server: str, path: str) -> Tuple[Owner, ...]:
+        xml = DEFINITION.format(server=server, memory_mib=1, path=path)
+        return definition_files.owners_named([DefinitionFile(server, "/d", xml)], "/srv/dr")
+
+    assert names("Web01", "/srv/dr/Web01_Web01_0_1.raw") == (Owner("Web01", "Web01_0"),)
+    assert names("a_b", "/srv/dr/a_b_c_d_1.raw") == (Owner("a_b", "c_d"),)
+    assert names("Web01", "/srv/dr/Db01_Db01_0_1.raw") == ()
+    assert names("Web01", "/srv/other/Web01_Web01_0_1.raw") == ()
+    assert names("Web01", "/srv/dr/Web01_1.raw") == ()
+    assert names("Web01", "/srv/dr/Web01__1.raw") == ()
+    assert names("Web01", "/srv/dr/Web01_disk.qcow2") == ()
+    assert definition_files.owners_named([DefinitionFile("Web01", "/d", "<broken")], "/srv/dr") == ()
+
+
+# — asking the service —
+
+
+def test_a_service_that_refuses_or_says_something_else_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "target.sock"
+    with service(path, Error("NotAllowed", "only root may ask"), []):
+        with pytest.raises(ServiceError, match="only root may ask"):
+            inquiry.running_jobs(str(path))
+
+
+def test_a_socket_that_is_missing_or_left_over_is_a_service_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "target.sock"
+    with pytest.raises(ServiceError, match="nobody listens"):
+        inquiry.running_jobs(str(path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    with pytest.raises(ServiceError, match="nobody listens"):
+        inquiry.running_jobs(str(path))
+
+
+def test_a_service_that_hangs_up_is_an_error_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "target.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(ServiceError):
+            inquiry.running_jobs(str(path))
+        thread.join()
+
+
+def test_the_default_configuration_path_is_the_documented_one() -> None:
+    assert config.DEFAULT_PATH == "/etc/anvil-dr/target.yaml"
