@@ -136,10 +136,15 @@ class ServerReceiver:
         )  # fmt: skip
         return DiskDone(name, ours, current.written_bytes)
 
+    @property
+    def firmware_bytes(self) -> int:
+        """How much firmware state has come so far."""
+        return sum(len(content) for content in self._firmware.values())
+
     def firmware(self, name: str, content: bytes) -> None:
         """Keep one file of firmware state until the set is complete."""
-        if self._offer.firmware.get(name) != len(content) or name in self._firmware:
-            raise ProtocolError(f"firmware state {name!r} is not what was announced")
+        if name not in self._offer.firmware or name in self._firmware:
+            raise ProtocolError(f"firmware state {name!r} is not due")
         self._firmware[name] = content
 
     def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:

@@ -11,12 +11,19 @@ import logging
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Callable, ContextManager, Mapping, Optional, Protocol, Tuple, Type
+from typing import Callable, ContextManager, List, Mapping, Optional, Protocol, Tuple, Type
 
 from anvil_dr import digest
 from anvil_dr.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.compression import Compressor
-from anvil_dr.errors import AnvilDrError, PeerGoneError, ProtocolError, RemoteError, SourceChangedError
+from anvil_dr.errors import (
+    AnvilDrError,
+    PeerGoneError,
+    ProtocolError,
+    RemoteError,
+    SourceChangedError,
+    SourceError,
+)
 from anvil_dr.pace import Pace
 from anvil_dr.ports import Image
 from anvil_dr.protocol import (
@@ -83,6 +90,9 @@ class OutgoingServer:
     """Entered before its disks are read: makes sure that it is off, and puts it back as it was."""
     left_out: Tuple[str, ...] = ()
     firmware: Mapping[str, bytes] = field(default_factory=dict)
+    """Firmware state as it is when the job is announced."""
+    read_firmware: Optional[Callable[[], Mapping[str, bytes]]] = None
+    """Reads the same files once the server is off: a guest changes them as long as it runs. Raise SourceError."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,8 @@ class JobSender:
         """`bandwidth_limit_bytes` a second, 0 for none; the target's own limit counts if it is lower."""
         self._channel, self._node, self._observer = channel, node, observer
         self._limit_bytes, self._compress = bandwidth_limit_bytes, compress
+        self.target = ""
+        """What the DR box calls itself, once it has said so."""
         self._buffer = frame_buffer()
 
     def run(self, name: str, servers: Tuple[OutgoingServer, ...]) -> JobOutcome:
@@ -167,6 +179,7 @@ class JobSender:
             )
         )
         welcome = self._expect(Welcome)
+        self.target = welcome.target
         self._digester = digest.digester(welcome.digest)
         self._window = max(1, welcome.window)
         self._compressor = Compressor("zstd" in welcome.compressions)
@@ -189,6 +202,7 @@ class JobSender:
         self._send(ServerBegin(server.name))
         try:
             ready = self._expect(ServerReady)
+            warnings = _once(warnings + ready.warnings)
             with ExitStack() as off:
                 off.enter_context(server.keep_off())
                 self._send_server(server, {disk.name: disk.compare for disk in ready.disks})
@@ -199,28 +213,40 @@ class JobSender:
                 # The target waits for this before it takes the next server.
                 self._send(ServerAbort(server.name, refused.code, str(refused)))
             return ServerOutcome(server.name, refused.cause or RemoteError(refused.code, str(refused)), None, warnings)
-        except ProtocolError:
-            raise
+        except (ProtocolError, RemoteError):
+            raise  # the session has ended, and nobody would answer
         except AnvilDrError as error:
             self._send(ServerAbort(server.name, error.code, str(error)))
             self._drain_until_failed()
             return ServerOutcome(server.name, error, None, warnings)
-        return ServerOutcome(server.name, None, done, warnings + done.warnings)
+        return ServerOutcome(server.name, None, done, _once(warnings + done.warnings))
 
     def _send_server(self, server: OutgoingServer, compare: Mapping[str, bool]) -> None:
-        for name, content in server.firmware.items():
+        self._send_firmware(server)
+        sources: List[Tuple[OutgoingDisk, Source]] = []
+        try:
+            # All are open until all are sent, so that a server that ran between two of its disks is noticed.
+            for disk in server.disks:
+                sources.append((disk, disk.open()))
+            for disk, source in sources:
+                self._send_disk(server.name, disk, source, compare[disk.name])
+                for one, opened in sources:
+                    changed = opened.changed()
+                    if changed is not None:
+                        raise SourceChangedError(one.path, changed)
+        finally:
+            for _, source in sources:
+                source.close()
+
+    def _send_firmware(self, server: OutgoingServer) -> None:
+        now = server.firmware if server.read_firmware is None else server.read_firmware()
+        for name in server.firmware:
+            content = now.get(name)
+            if content is None:
+                raise SourceError(f"server {server.name}: its firmware state {name} has gone since the job began")
             self._send(Firmware(name, len(content)))
             for at in range(0, len(content), MAX_DATA_BYTES):
                 self._channel.send(Kind.FIRMWARE_DATA, content[at : at + MAX_DATA_BYTES])
-        for disk in server.disks:
-            source = disk.open()
-            try:
-                self._send_disk(server.name, disk, source, compare[disk.name])
-                changed = source.changed()
-                if changed is not None:
-                    raise SourceChangedError(disk.path, changed)
-            finally:
-                source.close()
 
     def _send_disk(self, server: str, disk: OutgoingDisk, source: Source, compare: bool) -> None:
         self._observer.disk_begun(server, disk.name, disk.size_bytes)
@@ -247,13 +273,14 @@ class JobSender:
             refused.told = worker.error is not None
             refused.cause = worker.error or (SourceChangedError(disk.path, changed) if changed else None)
             raise
-        except PeerGoneError:
+        except BaseException as error:
+            # The session is over. The worker must not go on reading a disk whose server is started again, nor hold
+            # that up because the peer takes nothing any more.
+            own = worker.error
+            self._channel.abandon()
             worker.stop()
-            if worker.error is not None:
-                raise worker.error from None
-            raise
-        except BaseException:  # Ctrl-C too: the worker must not go on reading a disk whose server is started again
-            worker.stop()
+            if isinstance(error, PeerGoneError) and own is not None:
+                raise own from None
             raise
         worker.stop()
         self._observer.disk_done(server, disk.name, done.written_bytes, self._channel.wire_bytes - before)
@@ -335,6 +362,11 @@ class _Worker:
             self._channel.send(Kind.SERVER_ABORT, ServerAbort(self._server, error.code, str(error)).encode())
         except ProtocolError:
             log.debug("the target could not be told error=%s", error)
+
+
+def _once(warnings: Tuple[str, ...]) -> Tuple[str, ...]:
+    """Each of them, the first time only."""
+    return tuple(dict.fromkeys(warnings))
 
 
 def _offer(server: OutgoingServer) -> ServerOffer:

@@ -16,6 +16,7 @@ from anvil_dr.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.errors import AnvilDrError, PeerGoneError, ProtocolError
 from anvil_dr.model import JobRecord
 from anvil_dr.protocol import (
+    MAX_FIRMWARE_BYTES,
     VERSION,
     DiskBegin,
     DiskEnd,
@@ -234,8 +235,8 @@ class Session:
                 offer.name, tuple(DiskReady(disk.name, compare[disk.name]) for disk in offer.disks), receiver.warnings
             )
         )
-        for name, size_bytes in offer.firmware.items():
-            self._firmware(receiver, name, size_bytes)
+        for name in offer.firmware:
+            self._firmware(receiver, name)
         for _ in offer.disks:
             self._disk(receiver, self._expect(DiskBegin).disk)
         if self._expect(ServerEnd).server != offer.name:
@@ -263,10 +264,14 @@ class Session:
                 return
             disk.handle(kind, content)
 
-    def _firmware(self, receiver: ServerReceiver, name: str, size_bytes: int) -> None:
+    def _firmware(self, receiver: ServerReceiver, name: str) -> None:
+        # Its size may be another than the one in the job: a TPM's state grows until its server is off.
         announced = self._expect(Firmware)
-        if announced.name != name or announced.size_bytes != size_bytes:
+        if announced.name != name:
             raise ProtocolError(f"firmware state {announced.name!r} is not due")
+        size_bytes = announced.size_bytes
+        if size_bytes > MAX_FIRMWARE_BYTES - receiver.firmware_bytes:
+            raise ProtocolError(f"there is too much firmware state: {name!r} has {size_bytes} bytes")
         content = bytearray()
         while len(content) < size_bytes:
             part = self._take(Kind.FIRMWARE_DATA)

@@ -1,0 +1,182 @@
+"""What the node's end of a session owes its servers when the other end misbehaves."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Mapping
+
+import pytest
+
+from anvil_dr import digest
+from anvil_dr.channel import Channel, frame_buffer
+from anvil_dr.errors import PeerGoneError, RemoteError, SourceError
+from anvil_dr.protocol import (
+    DiskReady,
+    Error,
+    Job,
+    JobPlan,
+    Message,
+    ServerPlan,
+    ServerReady,
+    Welcome,
+    decode,
+)
+from anvil_dr.send import JobSender, OutgoingServer
+from tests.doubles.dr_box import DrBox, Node, Quiet
+
+
+def node(tmp_path: Path, **disks: bytes) -> Node:
+    return Node(tmp_path / "node", disks=disks or {"Web01_0": random.Random(1).randbytes(5000)})
+
+
+@contextmanager
+def watched_off(events: List[str]) -> Iterator[None]:
+    events.append("off")
+    try:
+        yield
+    finally:
+        events.append("on")
+
+
+Script = Callable[[Channel, Callable[[Message], None]], None]
+
+
+@contextmanager
+def scripted_target(after_ready: Script) -> Iterator[Channel]:
+    """A target that takes any job and its first server, then does as it is told; yields the node's end."""
+    ends = [Channel(fd, fd, silence_seconds=30) for fd in (one.detach() for one in socket.socketpair())]
+    ours, theirs = ends
+
+    def say(message: Message) -> None:
+        theirs.send(message.kind, message.encode())
+
+    def run() -> None:
+        buffer = frame_buffer()
+        theirs.receive(buffer)
+        say(Welcome(1, digest.available()[0], (), "dr01", 4))
+        job = decode(Job, theirs.receive(buffer)[1])
+        say(JobPlan("job-1", tuple(ServerPlan(server.name) for server in job.servers)))
+        theirs.receive(buffer)
+        first = job.servers[0]
+        say(ServerReady(first.name, tuple(DiskReady(disk.name, False) for disk in first.disks)))
+        after_ready(theirs, say)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield ours
+    finally:
+        ours.abandon()
+        thread.join()
+        for end in ends:
+            end.close()
+
+
+def send(channel: Channel, server: OutgoingServer) -> None:
+    JobSender(channel, node="an-a01n01", observer=Quiet()).run("nightly", (server,))
+
+
+def test_the_words_of_a_target_that_ends_the_session_reach_the_admin(tmp_path: Path) -> None:
+    events: List[str] = []
+
+    def broken(theirs: Channel, say: Callable[[Message], None]) -> None:
+        say(Error("State", "the state database is full"))
+
+    with scripted_target(broken) as channel, pytest.raises(RemoteError, match="the state database is full"):
+        send(channel, replace(node(tmp_path).outgoing(), keep_off=lambda: watched_off(events)))
+    assert events == ["off", "on"]
+
+
+def test_a_server_is_put_back_even_if_the_target_takes_nothing_any_more(tmp_path: Path) -> None:
+    events: List[str] = []
+    web = node(tmp_path, Web01_0=random.Random(1).randbytes(64 << 20))
+    stuck = threading.Event()
+
+    def hung(theirs: Channel, say: Callable[[Message], None]) -> None:
+        theirs.receive(frame_buffer())
+        stuck.set()
+
+    with scripted_target(hung) as channel:
+
+        def interrupt() -> None:
+            stuck.wait()
+            channel.abandon()
+
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(PeerGoneError):
+            send(channel, replace(web.outgoing(), keep_off=lambda: watched_off(events)))
+        interrupter.join()
+    assert events == ["off", "on"]
+
+
+def test_firmware_state_is_read_when_the_server_is_off_even_if_it_has_grown(tmp_path: Path) -> None:
+    events: List[str] = []
+
+    def read() -> Mapping[str, bytes]:
+        events.append("read")
+        return {"nvram": b"after", "tpm/tpm2-00.permall": b"much longer than before"}
+
+    outgoing = replace(
+        node(tmp_path).outgoing(), keep_off=lambda: watched_off(events), read_firmware=read,
+        firmware={"nvram": b"before", "tpm/tpm2-00.permall": b"short"},
+    )  # fmt: skip
+    box = DrBox(tmp_path)
+    with box.running():
+        assert box.send(outgoing).succeeded
+    assert events == ["off", "read", "on"]
+    assert (tmp_path / "definitions" / "nvram" / "Web01.fd").read_bytes() == b"after"
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "state" / "firmware").rglob("*") if path.is_file()}
+    assert kept == {"nvram": b"after", "tpm2-00.permall": b"much longer than before"}
+
+
+def test_firmware_state_without_bound_is_refused(tmp_path: Path) -> None:
+    outgoing = replace(
+        node(tmp_path).outgoing(), firmware={"nvram": b"x"}, read_firmware=lambda: {"nvram": bytes((64 << 20) + 1)}
+    )
+    box = DrBox(tmp_path)
+    with box.running(), pytest.raises((RemoteError, PeerGoneError)):
+        box.send(outgoing)
+    assert not (tmp_path / "definitions" / "nvram").exists()
+
+
+def test_firmware_state_that_has_gone_fails_its_server(tmp_path: Path) -> None:
+    outgoing = replace(node(tmp_path).outgoing(), firmware={"nvram": b"x"}, read_firmware=dict)
+    box = DrBox(tmp_path)
+    with box.running():
+        (outcome,) = box.send(outgoing).servers
+    assert isinstance(outcome.error, SourceError) and "nvram" in str(outcome.error)
+
+
+def test_a_disk_that_is_written_while_another_one_is_sent_makes_the_set_fail(tmp_path: Path) -> None:
+    disks: Dict[str, bytes] = {"Web01_0": b"a" * 5000, "Web01_1": random.Random(1).randbytes(40 << 20)}
+    web, box = node(tmp_path, **disks), DrBox(tmp_path)
+    seen = Quiet()
+
+    def write_to_the_first() -> None:
+        if ("disk", "Web01", "Web01_1", 40 << 20) in seen.told:
+            with open(tmp_path / "node" / "Web01_0.img", "r+b") as file:
+                file.write(b"b")
+
+    seen.when_advanced = write_to_the_first
+    with box.running():
+        (outcome,) = box.send(web.outgoing(), observer=seen).servers
+    assert "Web01_0.img changed while it was being imaged" in str(outcome.error)
+    assert all(name.endswith("_incomplete.raw") for name in box.names())
+
+
+def test_a_job_knows_what_its_target_calls_itself(tmp_path: Path) -> None:
+    box = DrBox(tmp_path)
+    with box.running():
+        channel = box.connect()
+        sender = JobSender(channel, node="an-a01n01", observer=Quiet())
+        sender.run("nightly", (node(tmp_path).outgoing(),))
+        channel.close()
+    assert sender.target == "dr01"
+
+
