@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 JOBS_KEPT = 100
 """Past jobs remembered for each server."""
+_JOBS_KEPT_IN_ALL = 100_000
+_TEXT_CHARACTERS = 2000
 
 
 class State:
@@ -186,7 +188,7 @@ class State:
             done = connection.execute(
                 "INSERT INTO jobs (id, server, node, state, started_at, finished_at, error, wire_bytes, written_bytes)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, server) DO NOTHING",
-                astuple(job),
+                _job_row(job),
             )
             if not done.rowcount:
                 raise StateError(f"job {job.id} of server {job.server} is known already")
@@ -199,7 +201,7 @@ class State:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, server) DO UPDATE SET state = excluded.state,"
                 " finished_at = excluded.finished_at, error = excluded.error, wire_bytes = excluded.wire_bytes,"
                 " written_bytes = excluded.written_bytes",
-                astuple(job),
+                _job_row(job),
             )
             _prune(connection, JOBS_KEPT)
 
@@ -304,9 +306,20 @@ def _job(row: Tuple[Any, ...]) -> JobRecord:
     return JobRecord(*row[1:])
 
 
+def _job_row(job: JobRecord) -> Tuple[Any, ...]:
+    # These two are a node's words, which can be megabytes long.
+    error = None if job.error is None else job.error[:_TEXT_CHARACTERS]
+    return astuple(replace(job, node=job.node[:_TEXT_CHARACTERS], error=error))
+
+
 def _prune(connection: sqlite3.Connection, kept: int) -> None:
     connection.execute(
         "DELETE FROM jobs WHERE state <> 'running' AND number NOT IN (SELECT number FROM (SELECT number,"
         " row_number() OVER (PARTITION BY server ORDER BY number DESC) AS place FROM jobs) WHERE place <= ?)",
         (kept,),
+    )
+    # A key that may send any server could otherwise fill the disk with jobs of servers that it made up.
+    connection.execute(
+        "DELETE FROM jobs WHERE state <> 'running' AND number <= (SELECT max(number) FROM jobs) - ?",
+        (_JOBS_KEPT_IN_ALL,),
     )

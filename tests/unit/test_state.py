@@ -15,6 +15,7 @@ from typing import Iterator, List
 
 import pytest
 
+from anvil_dr.database import Database
 from anvil_dr.errors import NameCollisionError, ServiceError, StateError
 from anvil_dr.model import (
     INCOMPLETE,
@@ -172,6 +173,14 @@ os.kill(os.getpid(), 9)
     assert entry.steps == (JournalStep(Rename(Owner("Web01", "d"), 1, 2), "lv:a"),)
 
 
+def test_every_transaction_syncs_its_directory_too(tmp_path: Path) -> None:
+    """FULL does not: a power cut could bring a deleted rollback journal back, and undo a plan that was begun."""
+    extra = 3
+    with Database(str(tmp_path), readonly=False).writing() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (extra,)
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
 def test_a_process_that_dies_inside_a_transaction_leaves_what_was_before(tmp_path: Path) -> None:
     """The rollback journal it leaves is hot; both a service and a read-only status must see through it."""
     state = State.open(str(tmp_path))
@@ -245,6 +254,13 @@ def test_the_history_is_bounded_for_each_server_and_running_jobs_stay(state: Sta
         kept = connection.execute("SELECT id, server FROM jobs ORDER BY number").fetchall()
     connection.close()
     assert kept == [("job-0", "Web01"), ("job-4", "Web01"), ("job-5", "Web01"), ("job-1", "Db01")]
+
+
+def test_a_node_cannot_make_the_history_large_with_long_words(state: State) -> None:
+    state.job_started(job(1, node="n" * 10_000_000))
+    state.job_finished(job(1, state="failed", error="e" * 10_000_000))
+    kept = state.last_jobs()["Web01"]
+    assert 0 < len(kept.node) < 10_000 and 0 < len(kept.error or "") < 10_000
 
 
 # — definitions and activations —
