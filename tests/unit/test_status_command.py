@@ -23,6 +23,8 @@ from anvil_dr.model import INCOMPLETE, ImageRecord, JournalStep, Owner, Rename, 
 from anvil_dr.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
 from anvil_dr.state import State
 from anvil_dr.status import Observation
+from anvil_dr.target import JobProgress
+from tests.doubles.dr_box import DrBox
 from tests.doubles.memory_store import MemoryStore
 
 STATUS = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-status"
@@ -282,6 +284,15 @@ def test_definitions_name_only_images_of_their_own_server_in_the_store() -> None
 
 
 # — asking the service —
+
+
+def test_the_real_service_tells_which_jobs_it_works_on(tmp_path: Path) -> None:
+    dr_box = DrBox(tmp_path)
+    with dr_box.running() as target:
+        assert inquiry.running_jobs(dr_box.config.socket) == ()
+        with target.running(JobProgress("job-7", "node1", ("Web01", "Db01"), 400, finished_bytes=100)):
+            (job,) = inquiry.running_jobs(dr_box.config.socket)
+    assert (job.id, job.servers, job.bytes_done, job.bytes_total) == ("job-7", ("Web01", "Db01"), 100, 400)
 
 
 def test_a_service_that_refuses_or_says_something_else_is_said_so(tmp_path: Path) -> None:
