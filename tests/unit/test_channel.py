@@ -1,0 +1,170 @@
+"""Frames over real descriptors: what arrives, what is refused, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Iterator, List, Tuple
+
+import pytest
+
+from anvil_dr.channel import Channel, KeepAlive, frame_buffer
+from anvil_dr.errors import PeerGoneError, PeerTimeoutError, ProtocolError
+from anvil_dr.pace import Pace
+from anvil_dr.protocol import FRAME_HEADER, Kind
+
+
+@pytest.fixture
+def ends() -> Iterator[Tuple[Channel, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    fd = ours.detach()
+    channel = Channel(fd, fd, silence_seconds=0.2)
+    yield channel, theirs
+    channel.close()
+    theirs.close()
+
+
+def test_a_frame_arrives_in_whatever_pieces_it_was_written(ends: Tuple[Channel, socket.socket]) -> None:
+    channel, peer = ends
+    frame = FRAME_HEADER.pack(Kind.DONE, 8) + b"abcdefgh"
+
+    def dribble() -> None:
+        for at in range(len(frame)):
+            peer.sendall(frame[at : at + 1])
+
+    writer = threading.Thread(target=dribble)
+    writer.start()
+    kind, content = channel.receive(frame_buffer())
+    writer.join()
+    assert (kind, bytes(content)) == (Kind.DONE, b"abcdefgh")
+    assert channel.received_bytes == len(frame) == channel.wire_bytes
+
+
+def test_pipes_do_as_well_as_a_socket_and_large_frames_do_not_deadlock() -> None:
+    (in_a, out_b), (in_b, out_a) = os.pipe(), os.pipe()
+    a, b = Channel(in_a, out_a), Channel(in_b, out_b)
+    parts = [os.urandom(300_000) for _ in range(3)]
+    sender = threading.Thread(target=lambda: a.send(Kind.DATA, *parts))
+    sender.start()
+    kind, content = b.receive(frame_buffer())
+    sender.join()
+    assert kind is Kind.DATA and bytes(content) == b"".join(parts)
+    a.close()
+    b.close()
+
+
+def test_a_silent_peer_is_given_up(ends: Tuple[Channel, socket.socket]) -> None:
+    with pytest.raises(PeerTimeoutError, match="silent for 0.2 seconds"):
+        ends[0].receive(frame_buffer())
+
+
+def test_a_peer_that_does_not_read_is_given_up(ends: Tuple[Channel, socket.socket]) -> None:
+    with pytest.raises(PeerTimeoutError):
+        for _ in range(100):
+            ends[0].send(Kind.DATA, bytes(1 << 20))
+
+
+def test_the_end_of_the_stream_in_the_middle_of_a_frame_is_noticed(ends: Tuple[Channel, socket.socket]) -> None:
+    channel, peer = ends
+    peer.sendall(FRAME_HEADER.pack(Kind.DONE, 8) + b"abc")
+    peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(PeerGoneError):
+        channel.receive(frame_buffer())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"GET / HT", b"SSH-2.0-", FRAME_HEADER.pack(99, 0), FRAME_HEADER.pack(Kind.DATA, 2**32 - 1),
+     FRAME_HEADER.pack(Kind.JOB, 9 << 20), FRAME_HEADER.pack(Kind.HELLO, 1 << 20)],
+)  # fmt: skip
+def test_garbage_and_frames_that_are_too_large_are_refused(
+    ends: Tuple[Channel, socket.socket], header: bytes
+) -> None:
+    ends[1].sendall(header)
+    with pytest.raises(ProtocolError, match="does not speak this protocol|too large"):
+        ends[0].receive(frame_buffer())
+
+
+def test_a_keep_alive_is_sent_in_silence_and_passed_over() -> None:
+    one, other = socket.socketpair()
+    fd, peer_fd = one.detach(), other.detach()
+    channel, peer = Channel(fd, fd), Channel(peer_fd, peer_fd, silence_seconds=2)
+    with KeepAlive(channel, every_seconds=0.01):
+        with pytest.raises(PeerTimeoutError):
+            Channel.receive(Impatient(peer), frame_buffer())
+        assert peer.received_bytes >= 2 * FRAME_HEADER.size
+    channel.close()
+    peer.close()
+
+
+class Impatient(Channel):
+    """The same descriptors; loses patience with a peer that only says that it lives."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.__dict__.update(channel.__dict__)
+        self._channel, self._reads = channel, 0
+
+    def _read(self, into: memoryview) -> None:
+        self._reads += 1
+        if self._reads > 4:
+            raise PeerTimeoutError(0)
+        super()._read(into)
+        self._channel.received_bytes = self.received_bytes
+
+
+def test_a_thread_that_waits_is_woken_when_the_session_is_abandoned() -> None:
+    one, other = socket.socketpair()
+    fd = one.detach()
+    channel = Channel(fd, fd, silence_seconds=60)
+    raised: List[BaseException] = []
+
+    def wait() -> None:
+        try:
+            channel.receive(frame_buffer())
+        except PeerGoneError as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    channel.abandon()
+    waiting.join(10)
+    assert raised and not waiting.is_alive()
+    channel.close()
+    other.close()
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("record_bytes", [100, 4096, 1 << 20])
+def test_a_bandwidth_limit_holds_within_five_percent(record_bytes: int) -> None:
+    clock, rate_bytes = Clock(), 10 << 20
+    pace = Pace(rate_bytes, clock=clock, sleep=clock.sleep)
+    sent = 0
+    while clock.now < 5:
+        pace.wait(record_bytes)
+        sent += record_bytes
+    assert sent / clock.now == pytest.approx(rate_bytes, rel=0.05)
+
+
+def test_a_pause_is_not_made_up_for_later() -> None:
+    clock = Clock()
+    pace = Pace(1000, clock=clock, sleep=clock.sleep)
+    pace.wait(1000)
+    clock.now += 3600
+    start, sent = clock.now, 0
+    while clock.now < start + 10:
+        pace.wait(100)
+        sent += 100
+    assert sent <= 1000 * 10 * 1.05
