@@ -75,12 +75,13 @@ class ServerReceiver:
                 log.warning("server=%s job=%s %s", server, self._job_id, warning)
             cycle.carry_out(target.store, target.state, server, "cycle", plan.steps)
             recycled = {i.owner: i for i in cycle.images_of(target.store, server) if i.sequence == INCOMPLETE}
-            # Their content is about to change, so they must not count as part of the set they were in.
-            target.state.forget_images(image.identity for image in recycled.values())
             for allocation in plan.allocations:
                 disk = allocation.owner.disk
                 self._images[disk] = self._allocate(allocation, recycled.get(allocation.owner))
                 self._fresh[disk] = isinstance(allocation, (Create, Replace))
+            # Their content is about to change, so they must not count as part of the set they were in; nor must
+            # a new file whose inode was that of an image which somebody deleted by hand.
+            target.state.forget_images(image.identity for image in self._images.values())
         if target.store.kind == "lvm":
             target.vacate_space(self._job_id, server)  # the volumes exist now, so the space is taken for real
         newest = sets.newest_complete(admission.server_sets(target, server))

@@ -49,6 +49,8 @@ from anvil_dr.target import JobProgress, Target
 
 log = logging.getLogger(__name__)
 
+_NAME_CHARACTERS = 255
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -86,6 +88,8 @@ class Session:
 
     def _converse(self) -> None:
         hello = self._expect(Hello)
+        if len(hello.node) > _NAME_CHARACTERS:
+            raise ProtocolError("the node's name is too long")
         if VERSION not in hello.versions:
             raise ProtocolError(
                 f"the node speaks protocol version {', '.join(map(str, hello.versions))}, this box version {VERSION}"
