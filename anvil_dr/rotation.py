@@ -8,9 +8,10 @@ Pure: touches nothing. The rules:
   removed at its start.
 - With N = `copies` >= 2, a job needs sequence 1 to be free. If it is, nothing moves. If not, the sets below the first
   gap move up into it. Where 1 to N are all there, a set is recycled into `_incomplete` to make the gap: N, but the
-  highest one that is not complete if N is the last complete set. Sets above N never move at the start.
+  highest one that is not complete if N is the last complete set. Sets above N stay.
 - If there is a set 1 and an incomplete one (an admin's doing), nothing is recycled, and the sets move up into the
   first gap, be it above N: the next success brings them back to N.
+- At the end, a set 1 that is there all the same moves up first, and goes only once the new one is there.
 - With N = 1, set 1 becomes `_incomplete` only when the bytes start going into it (`plan_overwrite`); if there is an
   incomplete set already, that one is written into and set 1 goes when it succeeds.
 - Only success removes sets above N.
