@@ -58,8 +58,8 @@ done
 """
 
 
-def initramfs(kernel_release: str, *, agent: bool) -> bytes:
-    """A gzipped initramfs for this kernel. Raise CommandError, OSError where a package is missing."""
+def initramfs(kernel: Path, *, agent: bool) -> bytes:
+    """A gzipped initramfs for the kernel in this file. Raise CommandError, OSError where a package is missing."""
     archive = _Cpio()
     for directory in ("dev", "proc", "sys", "run", "tmp", "disk0", "disk1"):
         archive.directory(directory)
@@ -69,7 +69,7 @@ def initramfs(kernel_release: str, *, agent: bool) -> bytes:
     archive.file("bin/busybox", Path("/bin/busybox").read_bytes())
     for applet in _APPLETS:
         archive.link(f"bin/{applet}", "busybox")
-    modules = _with_dependencies(kernel_release)
+    modules = _with_dependencies(kernel)
     for path in modules:
         archive.file(f"modules/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(f"{path.name}\n" for path in modules).encode())
@@ -81,13 +81,13 @@ def initramfs(kernel_release: str, *, agent: bool) -> bytes:
     return gzip.compress(archive.finished(), 1, mtime=0)
 
 
-def _with_dependencies(kernel_release: str) -> Tuple[Path, ...]:
-    """The modules' files, in the order in which they can be inserted."""
-    words = (
-        command.run(("modprobe", "--set-version", kernel_release, "--show-depends", module)).stdout.decode().split()
-        for module in _MODULES
-    )
-    return tuple(dict.fromkeys(Path(word) for said in words for word in said if word.startswith("/")))
+def _with_dependencies(kernel: Path) -> Tuple[Path, ...]:
+    """The modules' files, in the order in which they can be inserted. They lie below the root that has boot/ in it."""
+    root, release = kernel.parents[1], kernel.name[len("vmlinuz-") :]
+    asked = ("modprobe", "--dirname", str(root), "--set-version", release, "--show-depends")
+    lines = (line for module in _MODULES for line in command.run((*asked, module)).stdout.decode().splitlines())
+    # "insmod FILE", or "builtin NAME" for what the kernel has inside.
+    return tuple(dict.fromkeys(Path(line[7:].strip()) for line in lines if line.startswith("insmod ")))
 
 
 def _libraries(program: str) -> Tuple[Path, ...]:

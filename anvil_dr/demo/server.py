@@ -3,8 +3,9 @@
 Disk 0 has a boot loader, Debian's cloud kernel, an initramfs and a file system with a token; disk 1 is a file system
 with a file of random bytes. When it runs it says on its serial console, and on its screen, what it reads from both.
 
-May touch: the directory it is given. Needs Debian's linux-image-cloud-amd64, busybox-static, syslinux,
-syslinux-common, mtools, e2fsprogs and kmod; qemu-guest-agent too if the agent is asked for.
+May touch: the directory it is given. Needs Debian's linux-image-cloud-amd64 (or what setup/prepare has unpacked of
+it), busybox-static, syslinux, syslinux-common, mtools, e2fsprogs and kmod; qemu-guest-agent too if the agent is
+asked for. One that is not to boot needs e2fsprogs only.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ class DemoServer:
 
 
 @dataclass(frozen=True)
+class Markers:
+    """What two disks hold that tells them from any others."""
+
+    token: str
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Report:
     """What a running guest said."""
 
@@ -69,28 +78,46 @@ class Report:
     interfaces: Tuple[str, ...]
 
 
-def build(directory: Path, name: str, *, agent: bool = False, disk_mib: int = 64) -> DemoServer:
-    """Make `<directory>/<name>_0.raw` and `_1.raw`, over whatever is there. Raise CommandError, SourceError."""
-    kernels = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"))
-    if not kernels:
-        raise SourceError("no kernel to boot with: apt install linux-image-cloud-amd64")
+def build(directory: Path, name: str, *, agent: bool = False, bootable: bool = True, disk_mib: int = 64) -> DemoServer:
+    """Make `<directory>/<name>_0.raw` and `_1.raw`, over whatever is there. Raise CommandError, SourceError.
+
+    Without `bootable` disk 0 has its partitions and its token, and nothing to boot.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     disks = (directory / f"{name}_0.raw", directory / f"{name}_1.raw")
     token = secrets.token_hex(8)
     server = DemoServer(name, disks, token, _checksum(token))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        boot = _boot_partition(work, kernels[-1], agent=agent)
         data = work / "data"
         data_bytes = disk_mib * MIB - _DATA_START - MIB
         _file_system(data, data_bytes, "DATA", "token", f"{server.token}\n".encode())
         with open(disks[0], "wb") as disk:
             disk.truncate(disk_mib * MIB)
             disk.write(_partition_table(data_bytes))
-            _copy_sparse(boot, disk.fileno(), _BOOT_START)
+            if bootable:
+                disk.seek(0)
+                disk.write(_MBR_CODE.read_bytes())
+                _copy_sparse(_boot_partition(work, find_kernel(), agent=agent), disk.fileno(), _BOOT_START)
             _copy_sparse(data, disk.fileno(), _DATA_START)
         _file_system(disks[1], disk_mib * MIB, "MORE", "file", _file_content(server.token))
     return server
+
+
+def find_kernel() -> Path:
+    """Debian's cloud kernel: this machine's own, or the one that setup/prepare has unpacked. Raise SourceError."""
+    for root in (Path("/"), Path(__file__).resolve().parents[2] / ".cache" / "kernel"):
+        kernels = sorted((root / "boot").glob("vmlinuz-*-cloud-amd64"))
+        if kernels:
+            return kernels[-1]
+    raise SourceError("no kernel to boot with: apt install linux-image-cloud-amd64")
+
+
+def markers(disks: Tuple[Path, Path]) -> Markers:
+    """What is on these disks, or images of them, read from the file systems without mounting. Raise CommandError."""
+    token = command.run(("debugfs", "-R", "cat token", f"{disks[0]}?offset={_DATA_START}")).stdout
+    content = command.run(("debugfs", "-R", "cat file", str(disks[1]))).stdout
+    return Markers(token.decode(errors="replace").strip(), hashlib.sha256(content).hexdigest())
 
 
 def change(server: DemoServer) -> DemoServer:
@@ -194,7 +221,7 @@ def _boot_partition(work: Path, kernel: Path, *, agent: bool) -> Path:
     """A FAT file system that syslinux boots the kernel from."""
     image, config, initrd = work / "boot", work / "syslinux.cfg", work / "initrd.gz"
     config.write_text(_SYSLINUX_CFG)
-    initrd.write_bytes(initramfs(kernel.name[len("vmlinuz-") :], agent=agent))
+    initrd.write_bytes(initramfs(kernel, agent=agent))
     with open(image, "wb") as file:
         file.truncate(_BOOT_BYTES)
     hidden = str(_BOOT_START // _SECTOR_BYTES)
@@ -217,10 +244,8 @@ def _file_system(image: Path, size_bytes: int, label: str, name: str, content: b
 
 
 def _partition_table(data_bytes: int) -> bytes:
-    """An MBR with the boot partition, active, and the data partition."""
+    """An MBR with the boot partition, active, and the data partition; without the code that starts it."""
     table = bytearray(_SECTOR_BYTES)
-    code = _MBR_CODE.read_bytes()
-    table[: len(code)] = code
     partitions = ((0x80, 0x0E, _BOOT_START, _BOOT_BYTES), (0x00, 0x83, _DATA_START, data_bytes))
     for index, (active, kind, start, length) in enumerate(partitions):
         # Cylinders, heads and sectors at their maximum: "see the LBA fields".
