@@ -71,7 +71,7 @@ def _group(row: Dict[str, str]) -> Group:
         problem = f"{row['vg_missing_pv_count']} of its physical volumes are missing"
     elif row["vg_exported"] == "1":
         problem = "it is exported"
-    elif row["vg_permissions"] != "1":
+    elif row["vg_permissions"] != "writeable":
         problem = "it is read-only"
     return Group(row["vg_name"], int(row["vg_size"]), int(row["vg_free"]), int(row["vg_extent_size"]), problem)
 

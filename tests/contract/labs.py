@@ -1,11 +1,10 @@
 """Places where a store can be tried: each makes stores over one place, and does to it what a store can't.
 
-The real volume groups are there only inside of the box (tests/box), where ANVIL_DR_LVM_GROUPS names them.
+The real volume groups, and other file systems, are there only inside of the box: tests/box tries them.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,9 +21,6 @@ from tests.doubles.memory_store import MemoryStore
 WEB = Owner("Web01", "Web01_0")
 MAIL = Owner("Mail+01", "disk.1")
 STRANGER = Owner("Nobody", "knows")
-
-GROUPS = tuple(name for name in os.environ.get("ANVIL_DR_LVM_GROUPS", "").split(",") if name)
-_FILE_SYSTEMS = tuple(name for name in os.environ.get("ANVIL_DR_FILE_SYSTEMS", "").split(",") if name)
 
 
 class Lab(Protocol):
@@ -80,7 +76,7 @@ class DirectoryLab:
         self.known: Set[Owner] = {WEB, MAIL}
         self.location = str(directory)
 
-    def store(self) -> Store:
+    def store(self) -> DirectoryStore:
         return DirectoryStore(self.location, lambda: self.known)
 
     def put_foreign(self) -> None:
@@ -99,12 +95,12 @@ class DirectoryLab:
 class LvmLab:
     """Real volume groups, that are empty at the start of each test."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Tuple[str, ...]) -> None:
         self.known: Set[Owner] = set()
-        self.location = GROUPS[0]
+        self.groups, self.location = groups, groups[0]
 
-    def store(self) -> Store:
-        return LvmStore(GROUPS, command.run)
+    def store(self) -> LvmStore:
+        return LvmStore(self.groups, command.run)
 
     def put_foreign(self) -> None:
         name = naming.image_name(STRANGER, 1)
@@ -116,7 +112,7 @@ class LvmLab:
             yield
 
     def clean(self) -> None:
-        command.run(("lvremove", "-y", *GROUPS))
+        command.run(("lvremove", "-y", *self.groups))
 
 
 @contextmanager
@@ -131,17 +127,3 @@ def held_open(path: str) -> Iterator[None]:
             yield
         finally:
             process.communicate()
-
-
-def kinds() -> Tuple[str, ...]:
-    """The labs that can be had here: in the box, the real ones; else the others."""
-    return ("lvm", *_FILE_SYSTEMS) if GROUPS else ("memory-fs", "memory-lvm", "directory")
-
-
-def lab(kind: str, directory: Path) -> Lab:
-    """One of `kinds()`; `directory` is empty and may be used. Others are mounts, one for each file system."""
-    if kind.startswith("memory-"):
-        return MemoryLab(kind[len("memory-") :])
-    if kind == "lvm":
-        return LvmLab()
-    return DirectoryLab(directory if kind == "directory" else Path(kind))
