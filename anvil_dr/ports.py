@@ -234,8 +234,11 @@ class Hypervisor(Protocol):
 
     def networks(self) -> Tuple[Network, ...]: ...
 
-    def capabilities(self, platform: Platform) -> DomainCapabilities:
-        """What it can give to such a domain; raise HypervisorError if it has no such emulator, machine or type."""
+    def capabilities(self, platform: Platform) -> Optional[DomainCapabilities]:
+        """What it can give to such a domain; None if it cannot say.
+
+        Raise HypervisorError if it has no such emulator, machine or type.
+        """
         ...
 
     def cpu_problem(self, cpu_xml: str, platform: Platform) -> str:
@@ -258,3 +261,50 @@ class Hypervisor(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class SourceHypervisor(Hypervisor, Protocol):
+    """What a node's servers are shut down and started with."""
+
+    def is_saved(self, name: str) -> bool:
+        """True if its memory was saved to disk (virsh managedsave), so that it will go on where it stopped."""
+        ...
+
+
+# — the machine under it —
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """What a path leads to now, symlinks followed."""
+
+    kind: Literal["file", "block", "directory", "other", "missing"]
+    identity: str = ""
+    """The same for two paths to the same bytes, whatever they are called: of a device its number."""
+
+
+class Host(Protocol):
+    """What only the machine itself can say of itself. Nothing here changes it, and nothing raises."""
+
+    def path(self, path: str) -> PathFacts: ...
+
+    def has_interface(self, name: str) -> bool:
+        """True if there is a network interface, such as a bridge, of this name."""
+        ...
+
+    def has_pci_device(self, address: str) -> bool:
+        """`address` as lspci writes it: `0000:3b:00.0`."""
+        ...
+
+    def has_usb_device(self, vendor: str, product: str) -> bool:
+        """Four hexadecimal digits each."""
+        ...
+
+    def free_hugepages_bytes(self) -> int: ...
+
+    def listening_problem(self, address: str, port: int) -> str:
+        """Why nobody could listen there now; empty if somebody could.
+
+        Port 0 asks for the address alone, and an empty address for the port on any.
+        """
+        ...

@@ -1,0 +1,59 @@
+"""What lies on this box and might be booted: definitions, sets, and which servers are activated.
+
+Reads the store, the state and the definitions; changes nothing. Needs neither the service nor a hypervisor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from anvil_dr import definition_files, sets
+from anvil_dr.boot_plan import Found
+from anvil_dr.definition_files import DefinitionFile
+from anvil_dr.model import StoredImage
+from anvil_dr.ports import Store
+from anvil_dr.state import State
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that lies here, whatever runs."""
+
+    servers: Tuple[Found, ...]
+    images: Tuple[StoredImage, ...]
+
+
+def survey(store: Store, state: Optional[State], definitions: str) -> Survey:
+    """What lies here. Raise StoreError, StateError or DefinitionError where that cannot be read.
+
+    Without a state, nothing is known of when a set came, and all the images of one number count as one set.
+    """
+    # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
+    pending = state.pending() if state is not None else ()
+    images = store.images()
+    records = state.set_records() if state is not None else ()
+    activations = state.activations() if state is not None else {}
+    files = {file.server: file for file in definition_files.read_all(definitions)}
+    assembled = sets.assemble(images, records, pending)
+    names = sorted({*files, *(image.owner.server for image in images)})
+    return Survey(
+        tuple(
+            Found(
+                server,
+                definition_files.path_of(definitions, server),
+                files[server].xml if server in files else "",
+                _problem(files.get(server)),
+                sets.of_server(assembled, server),
+                activations.get(server),
+            )
+            for server in names
+        ),
+        images,
+    )
+
+
+def _problem(file: Optional[DefinitionFile]) -> Optional[str]:
+    if file is None:
+        return "it has no definition"
+    return None if file.problem is None else f"its definition: {file.problem}"

@@ -1,0 +1,315 @@
+"""anvil-activate-dr from its command line, with libvirt's own driver for tests: real transient domains, no guests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator, List, Tuple
+
+import libvirt
+import pytest
+
+from anvil_dr import boot
+from anvil_dr.cli import activate
+from anvil_dr.demo.server import DemoServer, definition
+from anvil_dr.hypervisor import LibvirtHypervisor, connect
+from anvil_dr.state import State
+from tests.doubles.dr_box import DrBox
+
+URI = "test:///default"
+OF_THE_DRIVER = "test"
+"""The one domain that the driver comes with; it is persistent."""
+
+Command = Callable[..., Tuple[int, str, str]]
+
+
+@pytest.fixture
+def hypervisor() -> Iterator[LibvirtHypervisor]:
+    """What the driver has lives for as long as somebody is connected."""
+    with connect(URI) as connected:
+        yield connected
+
+
+@pytest.fixture
+def box(tmp_path: Path, hypervisor: LibvirtHypervisor) -> DrBox:
+    return DrBox(tmp_path / "box")
+
+
+@pytest.fixture
+def command(box: DrBox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.setattr(boot, "WATCH_SECONDS", 0.0)
+
+    def run(*arguments: str) -> Tuple[int, str, str]:
+        code = activate.main(["--config", str(box.config), "--connect", URI, *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def sources(box: DrBox, server: str, content: bytes = b"disk") -> Tuple[Path, Path]:
+    """The disks of a server, on its node."""
+    folder = box.images.parent / "node"
+    folder.mkdir(exist_ok=True)
+    disks = (folder / f"{server}_0.img", folder / f"{server}_1.img")
+    for disk in disks:
+        disk.write_bytes(content.ljust(4096, b"\0"))
+    return disks
+
+
+def keep(box: DrBox, server: str, *, sequence: int = 1) -> Path:
+    """A server with one set and its definition."""
+    disks = sources(box, server)
+    box.receive(server, disks, sequence=sequence)
+    return box.define(server, definition(DemoServer(server, disks, "", ""), virt_type="test"), disks)
+
+
+@contextmanager
+def held_open(path: Path) -> Iterator[None]:
+    """Another process has it open."""
+    with open(path, "rb") as file, subprocess.Popen(["sleep", "600"], stdin=file) as holder:
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+def running(hypervisor: LibvirtHypervisor) -> List[str]:
+    return [domain.name for domain in hypervisor.active() if domain.name != OF_THE_DRIVER]
+
+
+def never_defined() -> bool:
+    connection = libvirt.open(URI)
+    defined = {domain.name() for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)}
+    return defined == {OF_THE_DRIVER}
+
+
+def test_every_server_is_booted_transient_and_marked(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    code, out, _ = command("--yes")
+    assert code == 0
+    assert running(hypervisor) == ["Db01", "Web01"]
+    assert not any(domain.persistent for domain in hypervisor.active() if domain.name != OF_THE_DRIVER)
+    assert never_defined()
+    assert "Running: Db01 and Web01" in out
+    with State.open(str(box.state), readonly=True) as state:
+        assert {name: one.sequence for name, one in state.activations().items()} == {"Db01": 1, "Web01": 1}
+
+
+def test_only_the_servers_that_were_named_are_booted(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01"), keep(box, "Dns01")
+    assert command("--yes", "--server", "Web01", "--server", "Dns01")[0] == 0
+    assert running(hypervisor) == ["Dns01", "Web01"]
+
+
+def test_without_set_1_the_newest_complete_set_is_booted_and_the_definition_stays_as_it_is(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    path = keep(box, "Web01", sequence=2)
+    before = path.read_bytes()
+    code, out, _ = command("--yes")
+    assert code == 0
+    assert "set 1 is missing or not complete, so set 2 is used" in out
+    (domain,) = [one for one in hypervisor.active() if one.name == "Web01"]
+    assert domain.disk_paths == tuple(str(box.images / f"Web01_Web01_{number}_2.raw") for number in (0, 1))
+    assert path.read_bytes() == before
+
+
+def test_an_older_set_is_booted_when_it_is_asked_for(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    box.receive("Web01", sources(box, "Web01", b"older"), sequence=2)
+    assert command("--yes", "--sequence", "2")[0] == 0
+    (domain,) = [one for one in hypervisor.active() if one.name == "Web01"]
+    assert all(path.endswith("_2.raw") for path in domain.disk_paths)
+
+
+def test_one_broken_server_does_not_stop_another_and_the_exit_code_tells(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    keep(box, "Bad01").write_text("<domain>")
+    code, out, _ = command("--yes")
+    assert code == 1
+    assert running(hypervisor) == ["Web01"]
+    assert "NOT RUNNING: Bad01" in out
+    assert "correct " + str(box.definitions / "Bad01.xml") in out
+
+
+def test_a_check_boots_nothing_and_marks_nothing(box: DrBox, command: Command, hypervisor: LibvirtHypervisor) -> None:
+    keep(box, "Web01")
+    assert command("--check")[0] == 0
+    assert running(hypervisor) == []
+    with State.open(str(box.state), readonly=True) as state:
+        assert state.activations() == {}
+    keep(box, "Bad01").unlink()
+    code, out, _ = command("--check")
+    assert code == 1
+    assert "it has no definition" in out
+
+
+def test_a_server_that_runs_already_is_left_alone_the_second_time(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    assert command("--yes")[0] == 0
+    keep(box, "Db01")
+    code, out, _ = command("--yes")
+    assert code == 0
+    assert "runs already" in out
+    assert running(hypervisor) == ["Db01", "Web01"]
+
+
+def test_a_server_that_was_ended_goes_on_with_the_set_it_ran_from(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    box.receive("Web01", sources(box, "Web01", b"older"), sequence=2)
+    command("--yes", "--sequence", "2")
+    hypervisor.destroy("Web01")
+    assert command("--yes")[0] == 0
+    (domain,) = [one for one in hypervisor.active() if one.name == "Web01"]
+    assert all(path.endswith("_2.raw") for path in domain.disk_paths)
+
+
+def test_without_a_state_database_the_servers_are_found_by_their_definitions(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    for path in box.state.iterdir():
+        path.unlink()
+    code, out, _ = command("--yes")
+    assert code == 0
+    assert "when this set was received is not known" in out
+    assert running(hypervisor) == ["Web01"]
+
+
+def test_a_state_that_cannot_be_used_at_all_does_not_keep_servers_down(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    for path in box.state.iterdir():
+        path.unlink()
+    box.state.rmdir()
+    box.state.write_text("a file where the folder was")
+    code, out, _ = command("--yes")
+    assert code == 0
+    assert "the state cannot be used" in out
+    assert "Web01: cannot be marked as activated" in out
+    assert running(hypervisor) == ["Web01"]
+
+
+def test_without_a_terminal_nothing_is_booted_unless_it_is_confirmed_beforehand(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    code, _, err = command()
+    assert (code, running(hypervisor)) == (2, [])
+    assert "--yes" in err
+
+
+@pytest.mark.parametrize(("answer", "code", "booted"), [("y", 0, ["Web01"]), ("n", 1, []), ("", 1, [])])
+def test_on_a_terminal_one_question_is_asked(
+    answer: str, code: int, booted: List[str], box: DrBox, command: Command, hypervisor: LibvirtHypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keep(box, "Web01")
+    questions: List[str] = []
+
+    def ask(question: str) -> str:
+        questions.append(question)
+        return answer
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", ask)
+    assert command()[0] == code
+    assert running(hypervisor) == booted
+    assert len(questions) == 1
+    assert "Is the original site really down?" in questions[0]
+
+
+def test_the_list_needs_no_hypervisor(box: DrBox, capsys: pytest.CaptureFixture[str]) -> None:
+    keep(box, "Web01")
+    nowhere = f"qemu+unix:///system?socket={box.state}/none"
+    assert activate.main(["--config", str(box.config), "--connect", nowhere, "--list", "--json"]) == 0
+    (server,) = json.loads(capsys.readouterr().out)["servers"]
+    assert (server["name"], server["activated"]) == ("Web01", False)
+    assert [one["sequence"] for one in server["sets"]] == [1]
+    assert activate.main(["--config", str(box.config), "--connect", nowhere, "--check"]) == 1
+    assert "systemctl start libvirtd" in capsys.readouterr().err
+
+
+def test_json_tells_the_plan_and_what_became_of_it(box: DrBox, command: Command) -> None:
+    keep(box, "Web01")
+    keep(box, "Bad01").unlink()
+    code, out, err = command("--yes", "--json")
+    assert code == 1
+    told = {server["name"]: server for server in json.loads(out)["servers"]}
+    assert told["Web01"]["state"] == "ready" and told["Web01"]["booted"]
+    assert told["Web01"]["set"]["source"] == "an-a05n01"
+    assert told["Bad01"]["state"] == "blocked" and not told["Bad01"]["booted"]
+    assert told["Bad01"]["problems"][0]["text"] == "it has no definition"
+    assert "Web01: booted" in err
+    assert command("--json")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--server", "Nope01", "--check"), ("--sequence", "0", "--check"), ("--release", "Web01")]
+)
+def test_what_makes_no_sense_is_a_usage_error(arguments: Tuple[str, ...], box: DrBox, command: Command) -> None:
+    keep(box, "Web01")
+    code, _, err = command(*arguments)
+    assert code == 2
+    assert err.startswith("anvil-activate-dr: ")
+
+
+def test_a_box_with_nothing_on_it_says_so(box: DrBox, command: Command) -> None:
+    code, out, _ = command("--yes")
+    assert code == 1
+    assert "There is nothing to boot" in out
+
+
+def test_a_released_server_is_not_activated_any_more(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    command("--yes")
+    hypervisor.destroy("Web01")
+    assert command("--release", "Web01")[0] == 0
+    with State.open(str(box.state), readonly=True) as state:
+        assert state.activations() == {}
+
+
+def test_an_image_that_is_in_use_keeps_its_server_from_being_booted_and_released(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    command("--yes")
+    hypervisor.destroy("Web01")
+    image = box.images / "Web01_Web01_0_1.raw"
+    with held_open(image):
+        code, out, _ = command("--yes")
+        assert (code, running(hypervisor)) == (1, [])
+        assert f"{image} is in use by" in out
+        assert command("--release", "Web01")[0] == 1
+
+
+def test_a_job_that_is_writing_at_this_moment_means_a_living_node_and_only_force_boots(
+    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    incomplete = box.images / "Web01_Web01_0_incomplete.raw"
+    incomplete.write_bytes(b"half")
+    with held_open(incomplete):
+        code, out, _ = command("--yes")
+        assert (code, running(hypervisor)) == (1, [])
+        assert "a node is alive" in out
+        assert command("--yes", "--force")[0] == 0
+        assert running(hypervisor) == ["Web01"]
