@@ -1,61 +1,166 @@
-"""A DR box in a folder: a directory store, definitions, a state and a configuration, filled as jobs would fill it."""
+"""A DR box in this process: the real service on a real socket, a directory store, a state database, in one folder."""
 
 from __future__ import annotations
 
-import shutil
+import socket
+import threading
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from anvil_dr import naming
-from anvil_dr.model import ImageRecord, Owner, SetRecord
+from anvil_dr import config, service, source
+from anvil_dr.channel import Channel
+from anvil_dr.protocol import JobPlan
+from anvil_dr.recover import recover
+from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
 from anvil_dr.state import State
 from anvil_dr.stores.directory import DirectoryStore
+from anvil_dr.target import Target
+
+DOMAIN = """<domain type='qemu'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>256</memory>
+  <vcpu>1</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <devices>
+{disks}
+    <disk type='file' device='cdrom'><source file='/mnt/shared/files/install.iso'/>
+      <target dev='sda' bus='sata'/><readonly/></disk>
+    <interface type='bridge'><mac address='52:54:00:1d:2e:3f'/><source bridge='ifn1_bridge1'/></interface>
+  </devices>
+</domain>
+"""
+
+
+@dataclass
+class Quiet:
+    """Implements send.Observer: remembers what it was told."""
+
+    told: List[Tuple[object, ...]] = field(default_factory=list)
+    when_advanced: Callable[[], None] = lambda: None
+
+    def job_planned(self, plan: JobPlan) -> None:
+        self.told.append(("planned", plan))
+
+    def server_begun(self, server: str) -> None:
+        self.told.append(("begun", server))
+
+    def disk_begun(self, server: str, disk: str, size_bytes: int) -> None:
+        self.told.append(("disk", server, disk, size_bytes))
+
+    def disk_advanced(self, server: str, disk: str, done_bytes: int, wire_bytes: int) -> None:
+        self.when_advanced()
+        self.told.append(("advanced", server, disk, done_bytes, wire_bytes))
+
+    def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None:
+        self.told.append(("done", server, disk, written_bytes, wire_bytes))
+
+    def server_ended(self, outcome: ServerOutcome) -> None:
+        self.told.append(("ended", outcome.name))
+
+
+class Breaking(Quiet):
+    """Ends the connection in the middle of a disk, as a node does that loses its power."""
+
+    def __init__(self, after_bytes: int, channel: Channel) -> None:
+        super().__init__()
+        self._after_bytes, self._channel = after_bytes, channel
+
+    def disk_advanced(self, server: str, disk: str, done_bytes: int, wire_bytes: int) -> None:
+        if done_bytes >= self._after_bytes:
+            self._channel.abandon()
 
 
 class DrBox:
-    """`disks` are always a server's source disks, in order; disk n of Web01 is Web01_n."""
+    """Everything lies below one folder; a box can be stopped and started again on it."""
 
-    def __init__(self, root: Path, *, activation: str = "{}") -> None:
-        self.images, self.definitions, self.state = root / "store", root / "definitions", root / "state"
-        for folder in (self.images, self.definitions, self.state):
-            folder.mkdir(parents=True)
-        self.config = root / "target.yaml"
-        self.config.write_text(
-            f"name: dr01\nstore: fs:{self.images}\ndefinitions: {self.definitions}\nstate: {self.state}\n"
-            f"runtime: {root / 'run'}\nactivation: {activation}\n"
+    def __init__(self, folder: Path, *, copies: int = 2, **changes: object) -> None:
+        self.folder, self.store_folder = folder, folder / "store"
+        self.store_folder.mkdir(exist_ok=True)
+        self.config = replace(
+            config.Config(name="dr01", store=config.StoreConfig("fs", (str(self.store_folder),)), copies=copies),
+            definitions=str(folder / "definitions"), state=str(folder / "state"), runtime=str(folder / "run"),
+            **changes,  # type: ignore[arg-type]
+        )  # fmt: skip
+        (folder / "state").mkdir(exist_ok=True)
+
+    @contextmanager
+    def running(self) -> Iterator[Target]:
+        state = State.open(self.config.state)
+        state.lock_service()
+        store = DirectoryStore(str(self.store_folder), state.owners)
+        recover(store, state)
+        target = Target(self.config, store, state)
+        listener = service.listen(self.config.socket)
+        served = service.Service(target, listener, lambda message: None)
+        thread = threading.Thread(target=served.run)
+        thread.start()
+        try:
+            yield target
+        finally:
+            served.stop()
+            thread.join()
+            listener.close()
+            state.close()
+
+    def connect(self) -> Channel:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.config.socket)
+        fd = connection.detach()
+        return Channel(fd, fd, silence_seconds=30)
+
+    def send(
+        self,
+        *servers: OutgoingServer,
+        observer: Optional[Quiet] = None,
+        node: str = "an-a01n01",
+        break_after_bytes: Optional[int] = None,
+    ) -> JobOutcome:
+        """Send one job; with `break_after_bytes` the connection breaks when that much of a disk is right."""
+        channel = self.connect()
+        if break_after_bytes is not None:
+            observer = Breaking(break_after_bytes, channel)
+        try:
+            sender = JobSender(channel, node=node, observer=observer or Quiet(), compress=False)
+            return sender.run("nightly", servers)
+        finally:
+            channel.close()
+
+    def names(self) -> List[str]:
+        return sorted(path.name for path in self.store_folder.iterdir())
+
+    def image(self, name: str) -> bytes:
+        return (self.store_folder / f"{name}.raw").read_bytes()
+
+
+@dataclass
+class Node:
+    """A node's server: disks as files in a folder, and the definition that has them."""
+
+    folder: Path
+    name: str = "Web01"
+    uuid: str = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
+    disks: Dict[str, bytes] = field(default_factory=dict)
+
+    def outgoing(self, disks: Optional[Sequence[str]] = None) -> OutgoingServer:
+        names = list(self.disks) if disks is None else disks
+        self.folder.mkdir(exist_ok=True)
+        outgoing = []
+        for name in names:
+            path = self.folder / f"{name}.img"
+            path.write_bytes(self.disks[name])
+            outgoing.append(self._disk(name, str(path)))
+        return OutgoingServer(self.name, self.definition(names), tuple(outgoing), nullcontext)
+
+    def definition(self, names: Sequence[str]) -> str:
+        disks = "\n".join(
+            f"    <disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+            f"<source file='{self.folder / name}.img'/><target dev='vd{chr(97 + n)}' bus='virtio'/></disk>"
+            for n, name in enumerate(names)
         )
+        return DOMAIN.format(name=self.name, uuid=self.uuid, disks=disks)
 
-    def receive(
-        self, server: str, disks: Sequence[Path], *, sequence: int = 1, received_at: str = "2026-11-20T01:02:03+00:00"
-    ) -> Tuple[Path, ...]:
-        """A complete set, as it is after a job."""
-        owners = [Owner(server, f"{server}_{number}") for number, _ in enumerate(disks)]
-        paths = tuple(self.images / naming.file_name(owner, sequence) for owner in owners)
-        for disk, path in zip(disks, paths):
-            shutil.copyfile(disk, path)
-        with State.open(str(self.state)) as state:
-            for owner in owners:
-                state.claim(owner)
-            stored = DirectoryStore(str(self.images), state.owners).images()
-            images = tuple(
-                ImageRecord(image.owner.disk, image.identity, image.size_bytes, "sha256:00")
-                for image in stored
-                if image.owner in owners and image.sequence == sequence
-            )
-            record = SetRecord(server, received_at, "an-a05n01", f"job-{sequence}", images)
-            state.finish(state.begin(server, "promote", (), record))
-        return paths
-
-    def define(self, server: str, source_xml: str, disks: Sequence[Path]) -> Path:
-        """The source's definition with the store's paths for set 1, as the first job makes it."""
-        for number, disk in enumerate(disks):
-            image = self.images / naming.file_name(Owner(server, f"{server}_{number}"), 1)
-            source_xml = source_xml.replace(str(disk), str(image))
-        path = self.definitions / f"{server}.xml"
-        path.write_text(source_xml)
-        return path
-
-    def remove(self, server: str, *, sequence: int) -> None:
-        """What an admin does to a set."""
-        for path in self.images.glob(f"{server}_*_{sequence}.raw"):
-            path.unlink()
+    def _disk(self, name: str, path: str) -> OutgoingDisk:
+        return OutgoingDisk(name, path, len(self.disks[name]), lambda: source.open_source(path))

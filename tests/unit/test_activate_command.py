@@ -16,7 +16,7 @@ from anvil_dr.cli import activate
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.state import State
-from tests.doubles.dr_box import DrBox
+from tests.doubles.filled_box import FilledBox
 
 URI = "test:///default"
 OF_THE_DRIVER = "test"
@@ -33,12 +33,12 @@ def hypervisor() -> Iterator[LibvirtHypervisor]:
 
 
 @pytest.fixture
-def box(tmp_path: Path, hypervisor: LibvirtHypervisor) -> DrBox:
-    return DrBox(tmp_path / "box")
+def box(tmp_path: Path, hypervisor: LibvirtHypervisor) -> FilledBox:
+    return FilledBox(tmp_path / "box")
 
 
 @pytest.fixture
-def command(box: DrBox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(box: FilledBox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setattr(boot, "WATCH_SECONDS", 0.0)
 
     def run(*arguments: str) -> Tuple[int, str, str]:
@@ -49,7 +49,7 @@ def command(box: DrBox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return run
 
 
-def sources(box: DrBox, server: str, content: bytes = b"disk") -> Tuple[Path, Path]:
+def sources(box: FilledBox, server: str, content: bytes = b"disk") -> Tuple[Path, Path]:
     """The disks of a server, on its node."""
     folder = box.images.parent / "node"
     folder.mkdir(exist_ok=True)
@@ -59,7 +59,7 @@ def sources(box: DrBox, server: str, content: bytes = b"disk") -> Tuple[Path, Pa
     return disks
 
 
-def keep(box: DrBox, server: str, *, sequence: int = 1) -> Path:
+def keep(box: FilledBox, server: str, *, sequence: int = 1) -> Path:
     """A server with one set and its definition."""
     disks = sources(box, server)
     box.receive(server, disks, sequence=sequence)
@@ -87,7 +87,7 @@ def never_defined() -> bool:
 
 
 def test_every_server_is_booted_transient_and_marked(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01"), keep(box, "Db01")
     code, out, _ = command("--yes")
@@ -101,7 +101,7 @@ def test_every_server_is_booted_transient_and_marked(
 
 
 def test_only_the_servers_that_were_named_are_booted(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01"), keep(box, "Db01"), keep(box, "Dns01")
     assert command("--yes", "--server", "Web01", "--server", "Dns01")[0] == 0
@@ -109,7 +109,7 @@ def test_only_the_servers_that_were_named_are_booted(
 
 
 def test_without_set_1_the_newest_complete_set_is_booted_and_the_definition_stays_as_it_is(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     path = keep(box, "Web01", sequence=2)
     before = path.read_bytes()
@@ -122,7 +122,7 @@ def test_without_set_1_the_newest_complete_set_is_booted_and_the_definition_stay
 
 
 def test_an_older_set_is_booted_when_it_is_asked_for(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     box.receive("Web01", sources(box, "Web01", b"older"), sequence=2)
@@ -132,7 +132,7 @@ def test_an_older_set_is_booted_when_it_is_asked_for(
 
 
 def test_one_broken_server_does_not_stop_another_and_the_exit_code_tells(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     keep(box, "Bad01").write_text("<domain>")
@@ -143,7 +143,7 @@ def test_one_broken_server_does_not_stop_another_and_the_exit_code_tells(
     assert "correct " + str(box.definitions / "Bad01.xml") in out
 
 
-def test_a_check_boots_nothing_and_marks_nothing(box: DrBox, command: Command, hypervisor: LibvirtHypervisor) -> None:
+def test_a_check_boots_nothing_and_marks_nothing(box: FilledBox, command: Command, hypervisor: LibvirtHypervisor) -> None:
     keep(box, "Web01")
     assert command("--check")[0] == 0
     assert running(hypervisor) == []
@@ -156,7 +156,7 @@ def test_a_check_boots_nothing_and_marks_nothing(box: DrBox, command: Command, h
 
 
 def test_a_server_that_runs_already_is_left_alone_the_second_time(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     assert command("--yes")[0] == 0
@@ -168,7 +168,7 @@ def test_a_server_that_runs_already_is_left_alone_the_second_time(
 
 
 def test_a_server_that_was_ended_goes_on_with_the_set_it_ran_from(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     box.receive("Web01", sources(box, "Web01", b"older"), sequence=2)
@@ -180,7 +180,7 @@ def test_a_server_that_was_ended_goes_on_with_the_set_it_ran_from(
 
 
 def test_without_a_state_database_the_servers_are_found_by_their_definitions(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     for path in box.state.iterdir():
@@ -192,7 +192,7 @@ def test_without_a_state_database_the_servers_are_found_by_their_definitions(
 
 
 def test_a_state_that_cannot_be_used_at_all_does_not_keep_servers_down(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     for path in box.state.iterdir():
@@ -207,7 +207,7 @@ def test_a_state_that_cannot_be_used_at_all_does_not_keep_servers_down(
 
 
 def test_without_a_terminal_nothing_is_booted_unless_it_is_confirmed_beforehand(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     code, _, err = command()
@@ -217,7 +217,7 @@ def test_without_a_terminal_nothing_is_booted_unless_it_is_confirmed_beforehand(
 
 @pytest.mark.parametrize(("answer", "code", "booted"), [("y", 0, ["Web01"]), ("n", 1, []), ("", 1, [])])
 def test_on_a_terminal_one_question_is_asked(
-    answer: str, code: int, booted: List[str], box: DrBox, command: Command, hypervisor: LibvirtHypervisor,
+    answer: str, code: int, booted: List[str], box: FilledBox, command: Command, hypervisor: LibvirtHypervisor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     keep(box, "Web01")
@@ -235,7 +235,7 @@ def test_on_a_terminal_one_question_is_asked(
     assert "Is the original site really down?" in questions[0]
 
 
-def test_the_list_needs_no_hypervisor(box: DrBox, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_needs_no_hypervisor(box: FilledBox, capsys: pytest.CaptureFixture[str]) -> None:
     keep(box, "Web01")
     nowhere = f"qemu+unix:///system?socket={box.state}/none"
     assert activate.main(["--config", str(box.config), "--connect", nowhere, "--list", "--json"]) == 0
@@ -246,7 +246,7 @@ def test_the_list_needs_no_hypervisor(box: DrBox, capsys: pytest.CaptureFixture[
     assert "systemctl start libvirtd" in capsys.readouterr().err
 
 
-def test_json_tells_the_plan_and_what_became_of_it(box: DrBox, command: Command) -> None:
+def test_json_tells_the_plan_and_what_became_of_it(box: FilledBox, command: Command) -> None:
     keep(box, "Web01")
     keep(box, "Bad01").unlink()
     code, out, err = command("--yes", "--json")
@@ -263,21 +263,21 @@ def test_json_tells_the_plan_and_what_became_of_it(box: DrBox, command: Command)
 @pytest.mark.parametrize(
     "arguments", [("--server", "Nope01", "--check"), ("--sequence", "0", "--check"), ("--release", "Web01")]
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments: Tuple[str, ...], box: DrBox, command: Command) -> None:
+def test_what_makes_no_sense_is_a_usage_error(arguments: Tuple[str, ...], box: FilledBox, command: Command) -> None:
     keep(box, "Web01")
     code, _, err = command(*arguments)
     assert code == 2
     assert err.startswith("anvil-activate-dr: ")
 
 
-def test_a_box_with_nothing_on_it_says_so(box: DrBox, command: Command) -> None:
+def test_a_box_with_nothing_on_it_says_so(box: FilledBox, command: Command) -> None:
     code, out, _ = command("--yes")
     assert code == 1
     assert "There is nothing to boot" in out
 
 
 def test_a_released_server_is_not_activated_any_more(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     command("--yes")
@@ -288,7 +288,7 @@ def test_a_released_server_is_not_activated_any_more(
 
 
 def test_an_image_that_is_in_use_keeps_its_server_from_being_booted_and_released(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     command("--yes")
@@ -302,7 +302,7 @@ def test_an_image_that_is_in_use_keeps_its_server_from_being_booted_and_released
 
 
 def test_a_job_that_is_writing_at_this_moment_means_a_living_node_and_only_force_boots(
-    box: DrBox, command: Command, hypervisor: LibvirtHypervisor
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, "Web01")
     incomplete = box.images / "Web01_Web01_0_incomplete.raw"
