@@ -345,16 +345,22 @@ class _Worker:
         self._thread.join()
 
     def _run(self) -> None:
+        in_order = False
         try:
             digest_text = self._sender.run()
             if digest_text is not None:
                 self._channel.send(Kind.DISK_END, DiskEnd(self._disk, digest_text).encode())
+            in_order = True
         except ProtocolError as error:
             self.error = error
-            self._channel.abandon()  # wakes the receiving thread
         except AnvilDrError as error:
             self.error = error
             self._send_abort(error)
+            in_order = True
+        finally:
+            if not in_order:
+                # Wakes the receiving thread. After a defect of ours too: it would wait, with the server off, for ever.
+                self._channel.abandon()
 
     def _send_abort(self, error: AnvilDrError) -> None:
         """The target answers with SERVER_FAILED, which is what the receiving thread waits for."""

@@ -180,3 +180,19 @@ def test_a_job_knows_what_its_target_calls_itself(tmp_path: Path) -> None:
     assert sender.target == "dr01"
 
 
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_the_reading_thread_ends_the_session_and_puts_the_server_back(tmp_path: Path) -> None:
+    events: List[str] = []
+
+    def defect() -> None:
+        raise ZeroDivisionError
+
+    box = DrBox(tmp_path)
+    with box.running(), pytest.raises(PeerGoneError):
+        box.send(
+            replace(node(tmp_path).outgoing(), keep_off=lambda: watched_off(events)),
+            observer=Quiet(when_advanced=defect),
+        )
+    assert events == ["off", "on"]
