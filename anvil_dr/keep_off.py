@@ -1,0 +1,226 @@
+"""Keeps servers off while their disks are read, and starts them again whatever became of the image (SPEC section 9).
+
+Talks to libvirt through ports.SourceHypervisor. A server that was off already is left off. Being off for longer than
+needed is the worst this program can do to a server, so: nothing here is interrupted half way (signals end the session,
+not this), starting is tried again, and one that goes off later than it was given time for is started too.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Callable, Dict, Final, Iterator, List, Optional
+
+from anvil_dr.definition import TpmRequirement
+from anvil_dr.errors import AnvilDrError, HypervisorError, SourceChangedError, SourceError
+from anvil_dr.ports import DomainState, SourceHypervisor
+
+log = logging.getLogger(__name__)
+
+_OFF: Final = ("shut off", "gone")
+_START_TRIES: Final = 3
+_BETWEEN_TRIES_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.5
+
+_CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
+    "paused": "is paused, so it cannot shut down; resume it or shut it down first",
+    "suspended": "is suspended, so it cannot shut down; wake it or shut it down first",
+    "shutting down": "is shutting down; try again when it's off",
+    "crashed": "has crashed and still holds its disks; end it first with: virsh destroy",
+}
+
+
+@dataclass
+class _Stopped:
+    """A server that was asked to shut down."""
+
+    name: str
+    start: Callable[[], None]
+    asked_at: float
+
+
+class Keeper:
+    """Keeps the servers of one job off, one at a time. Afterwards it knows for how long, and whether they run again."""
+
+    def __init__(
+        self,
+        connect: Callable[[], SourceHypervisor],
+        *,
+        shut_down: bool,
+        timeout_seconds: float = 300.0,
+        interrupted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`connect` is called now, and again if the connection breaks. Raise HypervisorError if it can't be had.
+
+        Without `shut_down` a running server is refused.
+        """
+        self.hypervisor = connect()
+        self._connect, self._shut_down, self._timeout_seconds = connect, shut_down, timeout_seconds
+        self._interrupted, self._clock, self._sleep = interrupted, clock, sleep
+        self.tell: Callable[[str], None] = lambda text: None
+        """Is told in words what takes long. To be replaced."""
+        self._late: List[_Stopped] = []
+        self.downtime_seconds: Dict[str, float] = {}
+        """From the order to shut down until it was started again; only of servers that were shut down here."""
+        self.not_started: Dict[str, AnvilDrError] = {}
+        """Servers that were shut down here and could not be started again."""
+
+    def check(self, name: str) -> None:
+        """Raise SourceError if this server could not be kept off now. Nothing is changed."""
+        state = self._state(name)
+        if state == "gone":
+            raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
+        self._refuse(name, state)
+
+    def check_survives_shutdown(self, name: str, tpm: Optional[TpmRequirement]) -> None:
+        """Raise SourceError if shutting this server down would destroy a part of it.
+
+        libvirt removes the TPM's state of a transient domain when it ends, unless it's told to keep it.
+        """
+        lost = tpm is not None and tpm.backend == "emulator" and not tpm.persistent
+        if lost and any(domain.name == name and not domain.persistent for domain in self.hypervisor.active()):
+            raise SourceError(
+                f"{name} is transient and its TPM's state would be lost in a shutdown; "
+                "its definition needs persistent_state='yes' at the TPM's <backend>"
+            )
+
+    @contextmanager
+    def off(self, name: str) -> Iterator[None]:
+        """The server is off in this block.
+
+        Raise SourceError or HypervisorError if it can't be had, SourceChangedError if somebody started it meanwhile.
+        Whether it could be started again is in `not_started`: that is no reason to give up a good image.
+        """
+        state = self._state(name)
+        if state == "gone":
+            raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
+        self._refuse(name, state)
+        if state == "shut off":
+            yield
+            self._check_still_off(name)
+            return
+        if self._interrupted():
+            raise SourceError(f"{name} was not shut down, because the job was interrupted")
+        stopped = _Stopped(name, self._way_back(name), self._clock())
+        went_off = False
+        try:
+            self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
+            self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
+            went_off = True
+            state = self._state(name)
+            if state not in _OFF:
+                raise SourceError(f"{name} was shut down and is {state} all the same; does a cluster watch over it?")
+            log.info("server off server=%s seconds=%.1f", name, self._clock() - stopped.asked_at)
+            self.tell(f"{name}: off")
+            yield
+            self._check_still_off(name)
+        finally:
+            self._put_back(stopped, went_off)
+
+    def start_late(self) -> None:
+        """Start servers that were too slow to shut down but go off after all; they get the same time once more.
+
+        For the end of a job. Returns at once if there are none, and soon after an interruption.
+        """
+        if self._late:
+            names = ", ".join(stopped.name for stopped in self._late)
+            self.tell(f"{names}: still shutting down; started again if off within {self._timeout_seconds:g} seconds")
+        until = self._clock() + self._timeout_seconds
+        while self._late:
+            waiting, self._late = self._late, []
+            for stopped in waiting:
+                self._put_back(stopped, went_off=False)
+            if self._clock() >= until or self._interrupted():
+                break
+            if self._late:
+                self._sleep(_LOOK_SECONDS)
+
+    # — inner parts —
+
+    def _refuse(self, name: str, state: DomainState) -> None:
+        if state == "shut off":
+            if self.hypervisor.is_saved(name):
+                raise SourceError(
+                    f"{name} is not shut off but saved with its memory, so its disks are not at rest; "
+                    "start it and shut it down, or drop its memory with: virsh managedsave-remove"
+                )
+            return
+        if state in _CANNOT_BE_SHUT_DOWN:
+            raise SourceError(f"{name} {_CANNOT_BE_SHUT_DOWN[state]}")
+        if not self._shut_down:
+            raise SourceError(f"{name} is running, so its image would be torn; shut it down, or use --shutdown")
+
+    def _way_back(self, name: str) -> Callable[[], None]:
+        """What starts this server again. A transient one ends with its shutdown, so its definition is kept here."""
+        transient = any(domain.name == name and not domain.persistent for domain in self.hypervisor.active())
+        if not transient:
+            return lambda: self.hypervisor.start(name)
+        xml = self.hypervisor.definition(name)
+
+        def boot() -> None:
+            self.hypervisor.boot(xml)
+
+        return boot
+
+    def _check_still_off(self, name: str) -> None:
+        state = self._state(name)
+        if state not in _OFF:
+            raise SourceChangedError(name, f"somebody started it: it is {state}")
+
+    def _put_back(self, stopped: _Stopped, went_off: bool) -> None:
+        """Start it, unless it runs. Never raises what libvirt says: `not_started` has it."""
+        name = stopped.name
+        try:
+            state = self._state(name)
+            if state in _OFF:
+                self._start(stopped)
+            elif state == "crashed":
+                raise HypervisorError("it has crashed and still holds its disks")
+            elif not went_off:
+                self._late.append(stopped)
+                return
+        except HypervisorError as error:
+            log.error("server not started server=%s error=%s", name, error)
+            self.not_started[name] = HypervisorError(
+                f"{name} was shut down for its image and could not be started again: {error}",
+                libvirt_code=error.libvirt_code,
+            )
+            return
+        self.downtime_seconds[name] = self._clock() - stopped.asked_at
+        log.info("server runs again server=%s downtime_seconds=%.1f", name, self.downtime_seconds[name])
+        self.tell(f"{name}: runs again, after {self.downtime_seconds[name]:.0f} seconds")
+
+    def _start(self, stopped: _Stopped) -> None:
+        """Raise HypervisorError once all tries have failed."""
+        for tries_left in reversed(range(_START_TRIES)):
+            try:
+                stopped.start()
+                return
+            except HypervisorError as error:
+                log.warning("start failed server=%s tries_left=%d error=%s", stopped.name, tries_left, error)
+                if not tries_left:
+                    raise
+            self._sleep(_BETWEEN_TRIES_SECONDS)
+            self._reconnect()
+            if self._state(stopped.name) not in _OFF:
+                return  # whoever watches over it, such as a cluster's resource manager, was faster
+
+    def _state(self, name: str) -> DomainState:
+        """Ask once more on a new connection if the old one is broken, as after an update of libvirt."""
+        try:
+            return self.hypervisor.state(name)
+        except HypervisorError as error:
+            log.warning("connecting to libvirt again, because: %s", error)
+            self._reconnect()
+            return self.hypervisor.state(name)
+
+    def _reconnect(self) -> None:
+        old, self.hypervisor = self.hypervisor, self._connect()
+        try:
+            old.close()
+        except HypervisorError as error:
+            log.debug("the old connection could not be closed: %s", error)

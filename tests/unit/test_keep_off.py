@@ -1,0 +1,278 @@
+"""A server is off while it is imaged, and runs again afterwards, whatever happens in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Optional, Set
+
+import pytest
+
+from anvil_dr.definition import TpmRequirement
+from anvil_dr.errors import HypervisorError, SourceChangedError, SourceError
+from anvil_dr.keep_off import Keeper
+from anvil_dr.ports import Domain, DomainState
+from tests.doubles.hypervisor import Clock, FakeHypervisor
+
+
+@dataclass
+class Machine:
+    """What is true of the node, whoever is connected to its libvirt."""
+
+    clock: Clock = field(default_factory=Clock)
+    domains: Dict[str, DomainState] = field(default_factory=lambda: {"Web01": "running"})
+    transient: Set[str] = field(default_factory=set)
+    saved: Set[str] = field(default_factory=set)
+    goes_off_at: Optional[float] = None
+    """When a server that was asked to shut down is off; None: half a minute later."""
+    start_errors: List[str] = field(default_factory=list)
+    events: List[str] = field(default_factory=list)
+    connections: int = 0
+    broken_connections: int = 0
+    """Connections up to this number answer nothing any more."""
+    after_shutdown: Callable[[], None] = lambda: None
+
+    def connect(self) -> Connection:
+        self.connections += 1
+        return Connection(self, self.connections)
+
+    def advance(self, name: str) -> None:
+        """Let a guest that was asked to go off be off when it's time."""
+        if self.goes_off_at is not None and self.clock.time >= self.goes_off_at:
+            self.goes_off_at = None
+            self.end(name)
+
+    def end(self, name: str) -> None:
+        if name in self.transient:
+            del self.domains[name]
+        else:
+            self.domains[name] = "shut off"
+
+
+class Connection(FakeHypervisor):
+    """Implements ports.SourceHypervisor."""
+
+    def __init__(self, machine: Machine, number: int) -> None:
+        super().__init__()
+        self.machine, self.number = machine, number
+
+    def _ask(self) -> Machine:
+        if self.number <= self.machine.broken_connections:
+            raise HypervisorError("client socket is closed")
+        return self.machine
+
+    def active(self) -> tuple[Domain, ...]:
+        machine = self._ask()
+        return tuple(
+            Domain(name, "", state, name not in machine.transient, ())
+            for name, state in machine.domains.items()
+            if state != "shut off"
+        )
+
+    def state(self, name: str) -> DomainState:
+        machine = self._ask()
+        machine.advance(name)
+        return machine.domains.get(name, "gone")
+
+    def definition(self, name: str) -> str:
+        return f"<domain><name>{name}</name></domain>"
+
+    def is_saved(self, name: str) -> bool:
+        return name in self._ask().saved
+
+    def shutdown(self, name: str, *, timeout_seconds: float) -> None:
+        machine = self._ask()
+        machine.events.append(f"shutdown {name}")
+        if machine.goes_off_at is None:
+            machine.clock.sleep(30)
+            machine.end(name)
+            machine.after_shutdown()
+        else:
+            machine.clock.sleep(timeout_seconds)
+            raise HypervisorError(f"{name} did not shut down within {timeout_seconds:g} seconds")
+
+    def start(self, name: str) -> None:
+        machine = self._ask()
+        if machine.start_errors:
+            raise HypervisorError(machine.start_errors.pop(0))
+        machine.events.append(f"start {name}")
+        machine.domains[name] = "running"
+
+    def boot(self, xml: str, *, paused: bool = False, autodestroy: bool = False) -> Domain:
+        machine = self._ask()
+        machine.events.append(f"boot {xml}")
+        machine.domains["Web01"] = "running"
+        return Domain("Web01", "", "running", False, ())
+
+
+def keeper(machine: Machine, *, shut_down: bool = True, interrupted: Callable[[], bool] = lambda: False) -> Keeper:
+    return Keeper(
+        machine.connect, shut_down=shut_down, timeout_seconds=60, interrupted=interrupted,
+        clock=machine.clock.now, sleep=machine.clock.sleep,
+    )  # fmt: skip
+
+
+def test_a_server_that_is_off_is_left_off() -> None:
+    machine = Machine(domains={"Web01": "shut off"})
+    kept = keeper(machine)
+    kept.check("Web01")
+    with kept.off("Web01"):
+        pass
+    assert machine.events == [] and kept.downtime_seconds == {}
+
+
+def test_a_running_server_is_refused_without_leave_to_shut_it_down() -> None:
+    machine = Machine()
+    kept = keeper(machine, shut_down=False)
+    with pytest.raises(SourceError, match="Web01 is running, so its image would be torn; .*--shutdown"):
+        kept.check("Web01")
+    with pytest.raises(SourceError, match="torn"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == []
+
+
+def test_a_running_server_is_shut_down_imaged_and_started_and_its_downtime_is_known() -> None:
+    machine = Machine()
+    kept = keeper(machine)
+    kept.check("Web01")
+    with kept.off("Web01"):
+        assert machine.domains["Web01"] == "shut off"
+        machine.clock.sleep(12)
+    assert machine.events == ["shutdown Web01", "start Web01"]
+    assert kept.downtime_seconds == {"Web01": 42.0} and kept.not_started == {}
+
+
+def test_a_transient_server_is_made_again_from_what_it_ran_with() -> None:
+    machine = Machine(transient={"Web01"})
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        assert "Web01" not in machine.domains
+    assert machine.events == ["shutdown Web01", "boot <domain><name>Web01</name></domain>"]
+
+
+@pytest.mark.parametrize("error", [SourceError("unreadable"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_a_server_is_started_again_whatever_became_of_its_image(error: BaseException) -> None:
+    machine = Machine()
+    kept = keeper(machine)
+    with pytest.raises(type(error)), kept.off("Web01"):
+        raise error
+    assert machine.events == ["shutdown Web01", "start Web01"]
+
+
+@pytest.mark.parametrize("first", ["shut off", "running"])
+def test_a_server_that_somebody_starts_meanwhile_has_no_good_image(first: DomainState) -> None:
+    machine = Machine(domains={"Web01": first})
+    kept = keeper(machine)
+    with pytest.raises(SourceChangedError, match="somebody started it"), kept.off("Web01"):
+        machine.domains["Web01"] = "running"
+    assert "start Web01" not in machine.events
+
+
+def test_a_server_that_a_cluster_starts_at_once_is_not_imaged() -> None:
+    machine = Machine()
+    machine.after_shutdown = lambda: machine.domains.update({"Web01": "running"})
+    with pytest.raises(SourceError, match="does a cluster watch over it"), keeper(machine).off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == ["shutdown Web01"]
+
+
+@pytest.mark.parametrize("state", ["paused", "suspended", "shutting down", "crashed"])
+def test_a_server_in_a_state_between_on_and_off_is_refused(state: DomainState) -> None:
+    machine = Machine(domains={"Web01": state})
+    with pytest.raises(SourceError, match=f"Web01 (is|has) {state}"):
+        keeper(machine).check("Web01")
+    with pytest.raises(SourceError), keeper(machine).off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == []
+
+
+def test_a_server_whose_memory_is_saved_is_not_at_rest() -> None:
+    machine = Machine(domains={"Web01": "shut off"}, saved={"Web01"})
+    with pytest.raises(SourceError, match="saved with its memory"):
+        keeper(machine).check("Web01")
+
+
+def test_a_server_that_is_not_there_or_has_gone_since_is_refused() -> None:
+    machine = Machine(domains={})
+    with pytest.raises(SourceError, match="there is no server Web01"):
+        keeper(machine).check("Web01")
+    with pytest.raises(SourceError, match="moved to another node"), keeper(machine).off("Web01"):
+        raise AssertionError("it must not be imaged")
+
+
+def test_a_server_that_goes_off_too_late_fails_and_is_started_all_the_same() -> None:
+    machine = Machine()
+    machine.goes_off_at = machine.clock.time + 100
+    kept = keeper(machine)
+    with pytest.raises(HypervisorError, match="did not shut down within 60"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == ["shutdown Web01"]
+    kept.start_late()
+    assert machine.events == ["shutdown Web01", "start Web01"]
+    assert kept.downtime_seconds["Web01"] >= 100 and kept.not_started == {}
+
+
+def test_a_server_that_never_goes_off_is_not_waited_for_for_ever() -> None:
+    machine = Machine()
+    machine.goes_off_at = machine.clock.time + 10_000
+    kept = keeper(machine)
+    with pytest.raises(HypervisorError), kept.off("Web01"):
+        pass
+    kept.start_late()
+    assert machine.events == ["shutdown Web01"] and machine.domains == {"Web01": "running"}
+    assert machine.clock.time < 10_000
+    assert kept.not_started == {}
+
+
+def test_no_server_is_shut_down_after_an_interruption() -> None:
+    machine = Machine()
+    with pytest.raises(SourceError, match="interrupted"), keeper(machine, interrupted=lambda: True).off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == []
+
+
+def test_a_start_that_fails_is_tried_again_on_a_new_connection() -> None:
+    machine = Machine(start_errors=["the disk is busy"])
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        pass
+    assert machine.events == ["shutdown Web01", "start Web01"] and kept.not_started == {}
+    assert machine.connections == 2
+
+
+def test_a_libvirt_that_was_restarted_meanwhile_does_not_keep_the_server_off() -> None:
+    machine = Machine()
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        machine.broken_connections = 1
+    assert machine.events == ["shutdown Web01", "start Web01"]
+
+
+def test_a_server_that_cannot_be_started_is_known_and_its_image_is_kept() -> None:
+    machine = Machine(start_errors=["no memory"] * 9)
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        pass
+    assert "could not be started again: no memory" in str(kept.not_started["Web01"])
+    assert kept.downtime_seconds == {}
+
+
+def test_a_server_that_crashes_while_it_is_imaged_is_known_to_be_down() -> None:
+    machine = Machine()
+    machine.after_shutdown = lambda: machine.domains.update({"Web01": "crashed"})
+    kept = keeper(machine)
+    with pytest.raises(SourceError, match="crashed"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert "crashed" in str(kept.not_started["Web01"])
+
+
+def test_a_shutdown_that_would_destroy_a_tpm_is_refused() -> None:
+    def tpm(backend: str, persistent: bool) -> TpmRequirement:
+        return TpmRequirement("tpm-crb", backend, "2.0", persistent, 1)
+
+    transient, defined = keeper(Machine(transient={"Web01"})), keeper(Machine())
+    with pytest.raises(SourceError, match="persistent_state"):
+        transient.check_survives_shutdown("Web01", tpm("emulator", False))
+    transient.check_survives_shutdown("Web01", tpm("emulator", True))
+    transient.check_survives_shutdown("Web01", tpm("passthrough", False))
+    transient.check_survives_shutdown("Web01", None)
+    defined.check_survives_shutdown("Web01", tpm("emulator", False))
