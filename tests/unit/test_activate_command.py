@@ -143,7 +143,9 @@ def test_one_broken_server_does_not_stop_another_and_the_exit_code_tells(
     assert "correct " + str(box.definitions / "Bad01.xml") in out
 
 
-def test_a_check_boots_nothing_and_marks_nothing(box: FilledBox, command: Command, hypervisor: LibvirtHypervisor) -> None:
+def test_a_check_boots_nothing_and_marks_nothing(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
     keep(box, "Web01")
     assert command("--check")[0] == 0
     assert running(hypervisor) == []

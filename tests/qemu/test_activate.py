@@ -1,0 +1,178 @@
+"""anvil-activate-dr with real guests: they boot from the store's images and say what is in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Callable, Tuple
+
+import pytest
+
+from anvil_dr.cli import activate
+from anvil_dr.demo import server as demo_server
+from anvil_dr.demo.private_libvirt import PrivateLibvirt
+from anvil_dr.demo.server import DemoServer, Report, definition
+from anvil_dr.errors import CommandError
+from anvil_dr.hypervisor import LibvirtHypervisor
+from tests.doubles.filled_box import FilledBox
+
+COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-activate-dr"
+
+Activate = Callable[..., Tuple[int, str, str]]
+Reporter = Callable[[str, Callable[[], object]], Report]
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> FilledBox:
+    return FilledBox(tmp_path / "box")
+
+
+@pytest.fixture
+def run(box: FilledBox, libvirt: PrivateLibvirt, capsys: pytest.CaptureFixture[str]) -> Activate:
+    def main(*arguments: str) -> Tuple[int, str, str]:
+        code = activate.main(["--config", str(box.config), "--connect", libvirt.uri, *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return main
+
+
+def keep(box: FilledBox, server: DemoServer, **wishes: str) -> Path:
+    """Set 1 and its definition, as a job leaves them."""
+    box.receive(server.name, server.disks)
+    return box.define(server.name, definition(server, **wishes), server.disks)  # type: ignore[arg-type]
+
+
+def defined(libvirt: PrivateLibvirt) -> bytes:
+    return libvirt.run("virsh", "-q", "-c", libvirt.uri, "list", "--all", "--persistent").stdout.strip()
+
+
+def test_a_server_boots_from_its_images_and_is_never_defined(
+    box: FilledBox,
+    web: DemoServer,
+    run: Activate,
+    report: Reporter,
+    libvirt: PrivateLibvirt,
+    hypervisor: LibvirtHypervisor,
+) -> None:
+    keep(box, web)
+    originals = [disk.read_bytes() for disk in web.disks]
+    said = report("Web01", lambda: run("--yes"))
+    assert (said.token, said.checksum, said.boots) == (web.token, web.checksum, 1)
+    (domain,) = hypervisor.active()
+    assert not domain.persistent
+    assert defined(libvirt) == b""
+    assert [disk.read_bytes() for disk in web.disks] == originals
+
+
+def test_after_a_failed_job_the_guest_reads_the_newest_complete_set_and_the_definition_is_not_touched(
+    box: FilledBox, web: DemoServer, run: Activate, report: Reporter
+) -> None:
+    path = keep(box, web)
+    box.receive("Web01", web.disks, sequence=2)
+    before = path.read_bytes()
+    demo_server.change(web)
+    box.receive("Web01", web.disks, sequence=1)
+    (box.images / "Web01_Web01_1_1.raw").rename(box.images / "Web01_Web01_1_incomplete.raw")
+    said = report("Web01", lambda: run("--yes"))
+    assert (said.token, said.checksum) == (web.token, web.checksum)
+    assert path.read_bytes() == before
+
+
+def test_the_set_that_was_asked_for_is_what_the_guest_reads(
+    box: FilledBox, web: DemoServer, run: Activate, report: Reporter
+) -> None:
+    keep(box, web)
+    box.receive("Web01", web.disks, sequence=2)
+    changed = demo_server.change(web)
+    box.receive("Web01", web.disks, sequence=1)
+    said = report("Web01", lambda: run("--yes", "--sequence", "2"))
+    assert said.token == web.token != changed.token
+
+
+def test_without_the_state_database_a_server_boots_all_the_same(
+    box: FilledBox, web: DemoServer, run: Activate, report: Reporter
+) -> None:
+    keep(box, web)
+    for path in box.state.iterdir():
+        path.unlink()
+    assert report("Web01", lambda: run("--yes")).token == web.token
+
+
+def test_servers_that_cannot_boot_here_are_named_before_another_one_boots(
+    box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, web)
+    for name, old, new in (
+        ("Machine01", "machine='q35'", "machine='pc-q35-rhel9.4.0'"),
+        ("Bridge01", "<serial type='pty'/>", "<interface type='bridge'><source bridge='ifn1_bridge1'/></interface>"),
+        ("Medium01", "<target dev='sda'", "<source file='/mnt/shared/files/x.iso'/><target dev='sda'"),
+        ("Cpu01", "<clock", "<cpu mode='host-passthrough'/><clock"),
+        ("Memory01", "<memory unit='MiB'>128", "<memory unit='TiB'>8"),
+        ("Emulator01", "<devices>", "<devices><emulator>/usr/libexec/qemu-kvm</emulator>"),
+    ):
+        other = DemoServer(name, web.disks, web.token, web.checksum)
+        path = keep(box, other)
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+    code, out, _ = run("--yes", "--json")
+    told = {server["name"]: server for server in json.loads(out)["servers"]}
+    assert code == 1
+    assert [domain.name for domain in hypervisor.active()] == ["Web01"]
+    problems = {name: server["problems"][0]["text"] for name, server in told.items() if server["state"] == "blocked"}
+    for name, said in (
+        ("Machine01", "pc-q35-rhel9.4.0"),
+        ("Bridge01", "there is no bridge ifn1_bridge1 here"),
+        ("Medium01", "the medium /mnt/shared/files/x.iso in drive sda is not here"),
+        ("Cpu01", "CPU mode host-passthrough is not possible here"),
+        ("Memory01", "it needs 8.0 TiB of memory"),
+        ("Emulator01", "there is no emulator /usr/libexec/qemu-kvm here"),
+    ):
+        assert said in problems.pop(name)
+    assert problems == {}
+
+
+def test_an_image_that_another_domain_runs_on_is_refused_with_that_domains_name(
+    box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor
+) -> None:
+    path = keep(box, web)
+    link = box.images.parent / "other-name"
+    link.symlink_to(box.images / "Web01_Web01_0_1.raw")
+    copy = path.read_text().replace("<name>Web01<", "<name>Copy<").replace("<uuid>", "<uuid>0", 1)
+    copy = copy.replace(str(box.images / "Web01_Web01_0_1.raw"), str(link))
+    hypervisor.boot(copy[: copy.index("<uuid>")] + copy[copy.index("</uuid>") + len("</uuid>") :], paused=True)
+    code, out, _ = run("--yes")
+    assert code == 1
+    assert "is in use by the running domain Copy" in out
+    assert [domain.name for domain in hypervisor.active()] == ["Copy"]
+
+
+def test_what_libvirt_refuses_at_the_last_moment_fails_that_server_and_leaves_it_unmarked(
+    box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor
+) -> None:
+    path = keep(box, web)
+    # Nothing but a boot finds out that this cannot be had.
+    path.write_text(
+        path.read_text().replace("<serial type='pty'/>", "<serial type='dev'><source path='/dev/none'/></serial>")
+    )
+    code, out, _ = run("--yes")
+    assert code == 1
+    assert "Web01: FAILED" in out
+    assert hypervisor.active() == ()
+    assert run("--list")[1].count("activated") == 0
+
+
+def test_the_command_runs_where_the_bridges_are(box: FilledBox, web: DemoServer, libvirt: PrivateLibvirt) -> None:
+    keep(box, web, bridge="lan1")
+    call = (str(COMMAND), "--config", str(box.config), "--connect", libvirt.uri, "--check", "--json")
+    with pytest.raises(CommandError) as refused:
+        libvirt.run(*call)
+    assert refused.value.returncode == 1
+    assert "there is no bridge lan1 here" in refused.value.stdout.decode()
+    libvirt.run("ip", "link", "add", "lan1", "type", "bridge")
+    try:
+        (server,) = json.loads(libvirt.run(*call).stdout)["servers"]
+    finally:
+        libvirt.run("ip", "link", "del", "lan1")
+    assert (server["state"], server["problems"]) == ("ready", [])
