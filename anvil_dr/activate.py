@@ -131,8 +131,12 @@ class _Asker:
         found, subject = case.found, case.subject
         draft = Draft(found.server, found.definition_path, case.chosen, activated=found.activation is not None)
         images = (image.path for one in found.sets for image in one.images)
-        if preflight.is_running(found.server, images, view):
+        domain = preflight.own_domain(found.server, images, view)
+        if domain is not None and domain.state == "running":
             return replace(draft, running=True)
+        if domain is not None:
+            advice = f"see why; then end it and boot it again: virsh destroy {found.server}"
+            return replace(draft, findings=(problem(f"it was booted before and is {domain.state} now", advice),))
         if subject is None:
             return replace(draft, findings=case.findings)
         changed = {path: booted for path, booted in subject.paths.items() if path != booted}

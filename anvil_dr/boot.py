@@ -157,7 +157,7 @@ class _Run:
             self._fail(Outcome(server, _IN_WORDS.get(state, f"it is {state}"), _ADVICE.format(server=server)))
 
     def _fail(self, outcome: Outcome) -> None:
-        log.warning("server failed server=%s error=%s", outcome.server, outcome.error)
+        log.info("server failed server=%s error=%s", outcome.server, outcome.error)
         self.failed[outcome.server] = outcome
         self._observer.failed(outcome)
 

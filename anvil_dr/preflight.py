@@ -71,13 +71,13 @@ class Subject:
         return f"line {line} of {self.definition_path}" if line else self.definition_path
 
 
-def is_running(server: str, images: Iterable[str], view: HostView) -> bool:
-    """True if a domain of this name runs on some of these images of it: it was activated before."""
+def own_domain(server: str, images: Iterable[str], view: HostView) -> Optional[Domain]:
+    """The domain of this name that has some of these images of it: the server was booted before."""
     own = {view.path(path).identity for path in images} - {""}
-    return any(
-        domain.name == server and own & {view.path(path).identity for path in domain.disk_paths}
-        for domain in view.domains
-    )
+    for domain in view.domains:
+        if domain.name == server and own & {view.path(path).identity for path in domain.disk_paths}:
+            return domain
+    return None
 
 
 def check(subject: Subject, view: HostView) -> Tuple[Finding, ...]:

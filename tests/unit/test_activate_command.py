@@ -169,6 +169,17 @@ def test_a_server_that_runs_already_is_left_alone_the_second_time(
     assert running(hypervisor) == ["Db01", "Web01"]
 
 
+def test_a_server_that_was_booted_before_and_is_paused_does_not_count_as_running(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    hypervisor.boot(keep(box, "Web01").read_text())
+    libvirt.open(URI).lookupByName("Web01").suspend()
+    code, out, _ = command("--yes")
+    assert code == 1
+    assert "it was booted before and is paused now" in out
+    assert "virsh destroy Web01" in out
+
+
 def test_a_server_that_was_ended_goes_on_with_the_set_it_ran_from(
     box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from anvil_dr.definition import requirements
 from anvil_dr.findings import Finding
 from anvil_dr.ports import Domain, HostFacts, PathFacts
-from anvil_dr.preflight import Answers, HostView, Subject, check, is_running
+from anvil_dr.preflight import Answers, HostView, Subject, check, own_domain
 from tests.doubles.hypervisor import CAPABLE, GIB
 
 PATH = "/dev/anvil-dr/Web01_d_1"
@@ -256,8 +256,9 @@ def test_what_only_libvirt_knows_is_told_when_nothing_else_explains_it() -> None
     assert [one.text for one in explained] == [f"disk vda: there is no {PATH}"]
 
 
-def test_a_server_runs_already_if_a_domain_of_its_name_has_its_images() -> None:
-    view = replace(VIEW, domains=(domain("Web01", "", "/dev/dm-3"),), paths={PATH: IMAGE, "/dev/dm-3": IMAGE})
-    assert is_running("Web01", [PATH], view)
-    assert not is_running("Web02", [PATH], view)
-    assert not is_running("Web01", ["/dev/missing"], view)
+def test_a_domain_of_its_name_is_a_servers_own_if_it_has_its_images() -> None:
+    own = domain("Web01", "", "/dev/dm-3")
+    view = replace(VIEW, domains=(own,), paths={PATH: IMAGE, "/dev/dm-3": IMAGE})
+    assert own_domain("Web01", [PATH], view) == own
+    assert own_domain("Web02", [PATH], view) is None
+    assert own_domain("Web01", ["/dev/missing"], view) is None
