@@ -184,6 +184,14 @@ class SourceError(AnvilDrError):
         super().__init__(message)
 
 
+class JobInterruptedError(AnvilDrError):
+    """Somebody ended the command that sends the job."""
+
+    def __init__(self, signal_name: str) -> None:
+        self.signal_name = signal_name
+        super().__init__(f"interrupted by {signal_name}")
+
+
 class ImageIOError(AnvilDrError):
     """Reading or writing an image failed; names the image and the byte."""
 
