@@ -9,6 +9,7 @@ from typing import Callable, Tuple
 import pytest
 
 from anvil_dr.cli import activate
+from anvil_dr.definition import DiskTarget, make_dr_definition
 from anvil_dr.demo import server as demo_server
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, Report, definition
@@ -63,6 +64,22 @@ def test_a_server_boots_from_its_images_and_is_never_defined(
     assert not domain.persistent
     assert defined(libvirt) == b""
     assert [disk.read_bytes() for disk in web.disks] == originals
+
+
+def test_the_definition_that_a_job_makes_from_a_running_server_boots_here(
+    box: FilledBox, web: DemoServer, run: Activate, report: Reporter, hypervisor: LibvirtHypervisor, tmp_path: Path
+) -> None:
+    medium = tmp_path / "install.iso"
+    medium.write_bytes(bytes(1 << 20))
+    hypervisor.boot(definition(web, medium=medium), paused=True)
+    source = hypervisor.definition("Web01")
+    hypervisor.destroy("Web01")
+    medium.unlink()
+    images = box.receive("Web01", web.disks)
+    targets = {str(disk): DiskTarget(str(image), "file") for disk, image in zip(web.disks, images)}
+    made = make_dr_definition(source, "Web01", targets, (), None)
+    (box.definitions / "Web01.xml").write_text(made.xml)
+    assert report("Web01", lambda: run("--yes")).token == web.token
 
 
 def test_after_a_failed_job_the_guest_reads_the_newest_complete_set_and_the_definition_is_not_touched(
