@@ -14,8 +14,8 @@ from typing import Dict, Mapping, Optional, Tuple
 
 from anvil_dr import admission, cycle, durable, firmware, rotation, sets
 from anvil_dr.channel import Channel
-from anvil_dr.digest import BLOCK_BYTES, Digester
-from anvil_dr.errors import DigestMismatchError, ProtocolError, StoreError
+from anvil_dr.digest import Digester
+from anvil_dr.errors import DigestMismatchError, ProtocolError, ServerActivatedError, StoreError
 from anvil_dr.model import (
     INCOMPLETE,
     Allocation,
@@ -69,6 +69,7 @@ class ServerReceiver:
         """
         server, target = self._offer.name, self._target
         with target.names:
+            self._refuse_if_activated()
             plan = admission.plan_servers(target, self._job_id, [self._offer])[server]
             self.warnings = plan.warnings
             for warning in plan.warnings:
@@ -162,6 +163,7 @@ class ServerReceiver:
         record = SetRecord(server, target.now(), self._source, self._job_id, tuple(self._received.values()))
         firmware.keep(target.config.state, record, self._firmware)
         with target.names:
+            self._refuse_if_activated()
             known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
             disks = tuple(disk.name for disk in self._offer.disks)
             steps = rotation.plan_end(server, known, disks, target.config.copies)
@@ -177,6 +179,11 @@ class ServerReceiver:
         """Let go of everything that is open. Idempotent."""
         self._open.close()
 
+    def _refuse_if_activated(self) -> None:
+        """It may have been activated since the job was admitted; its images are live disks then."""
+        if self._offer.name in self._target.state.activations():
+            raise ServerActivatedError(self._offer.name)
+
     def _write_definition(self) -> Tuple[str, bool, Tuple[str, ...]]:
         path = os.path.join(self._target.config.definitions, f"{self._offer.name}.xml")
         if os.path.lexists(path):
@@ -184,7 +191,8 @@ class ServerReceiver:
         made = admission.make_definition(self._target, self._offer)
         try:
             os.makedirs(self._target.config.definitions, exist_ok=True)
-            durable.write_new(path, made.xml.encode("utf-8"))
+            # Readable for root only: a console's password is in it, as it was at the node.
+            durable.write_new(path, made.xml.encode("utf-8"), mode=0o600)
         except FileExistsError:
             return path, False, ()
         except OSError as error:
@@ -217,9 +225,8 @@ class ServerReceiver:
 
     def _zero_tail(self, image: Image, offer: DiskOffer) -> None:
         """What a volume has beyond the disk, because extents are whole, reads as zeros too."""
-        end = -(-offer.size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-        if image.size_bytes > end:
-            image.zero(end, image.size_bytes - end)
+        if image.size_bytes > offer.size_bytes:
+            image.zero(offer.size_bytes, image.size_bytes - offer.size_bytes)
 
     def _opened(self, image: StoredImage, *, writable: bool) -> Image:
         opened = self._target.store.open(image, writable=writable)
