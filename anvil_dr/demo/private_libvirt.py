@@ -137,8 +137,11 @@ class PrivateLibvirt:
             return
         # The kernel ends all the others of the namespace before its process 1 can be waited for
         # (pid_namespaces(7)), and unshare waits for that one. Killing unshare itself would not wait.
-        for pid in _children(process.pid):
+        children = _children(process.pid)
+        for pid in children:
             os.kill(pid, signal.SIGKILL)
+        if not children:
+            process.kill()  # it was just about to begin, or has ended
         try:
             process.wait(10)
         except CommandError:
