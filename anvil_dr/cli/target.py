@@ -1,6 +1,6 @@
 """`anvil-dr-target`: the service of the DR box. Builds its adapters, finishes what was begun, and serves.
 
-Touches what wiring.py opens, signals, and systemd's notifications and socket.
+Touches what wiring.py opens, signals, and systemd's notifications and socket. Without systemd it needs nothing of it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import os
 import signal
 import socket
 from typing import List, Optional, Sequence
-
-import systemd.daemon as daemon
-import systemd.journal as journal
 
 from anvil_dr import config, service
 from anvil_dr.cli import add_common_options, run_command, wiring
@@ -43,11 +40,28 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _journal() -> Optional[logging.Handler]:
-    """The journal itself, under systemd, so that levels survive; None, for standard error, elsewhere."""
-    if "JOURNAL_STREAM" not in os.environ:
+    """The journal itself, where standard error leads to it, so that levels survive; else None."""
+    stream = os.environ.get("JOURNAL_STREAM")
+    if stream is None:
         return None
+    # systemd.exec(5): a terminal inherits the variable too, so it says which file is meant.
+    facts = os.fstat(2)
+    if stream != f"{facts.st_dev}:{facts.st_ino}":
+        return None
+    import systemd.journal as journal
+
     handler: logging.Handler = journal.JournalHandler(SYSLOG_IDENTIFIER=PROGRAM)
     return handler
+
+
+def _notify() -> service.Notify:
+    """Tells systemd how it goes, if it wants to know (sd_notify(3))."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return lambda state: None
+    import systemd.daemon as daemon
+
+    notify: service.Notify = daemon.notify
+    return notify
 
 
 def _check(path: str) -> int:
@@ -67,15 +81,15 @@ def _check(path: str) -> int:
 
 
 def _serve(path: str) -> int:
-    settings = config.load(path)
+    settings, notify = config.load(path), _notify()
     with wiring.open_state(settings) as state:
         state.lock_service()
         store = wiring.open_store(settings, state)
         store.check()
-        daemon.notify("STATUS=Finishing what was begun")
+        notify("STATUS=Finishing what was begun")
         recover(store, state)
         with _listener(settings) as listener:
-            running = service.Service(Target(settings, store, state), listener, daemon.notify)
+            running = service.Service(Target(settings, store, state), listener, notify)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *unused: running.stop())
             log.info("serving name=%s store=%s socket=%s", settings.name, store.kind, settings.socket)
@@ -86,8 +100,12 @@ def _serve(path: str) -> int:
 
 def _listener(settings: Config) -> socket.socket:
     """The socket that systemd hands over (sd_listen_fds(3)), or else one of our own. Raise ServiceError."""
+    if "LISTEN_FDS" not in os.environ:
+        return service.listen(settings.socket)
+    import systemd.daemon as daemon
+
     handed: List[int] = daemon.listen_fds()
-    if not handed:
+    if not handed:  # they were meant for another process
         return service.listen(settings.socket)
     if len(handed) > 1:
         raise ServiceError(f"systemd handed over {len(handed)} sockets; one was expected")
