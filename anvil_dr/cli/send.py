@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
-from anvil_dr import command, config, connect, hypervisor, job_file, outgoing
+from anvil_dr import command, config, connect, job_file, outgoing
 from anvil_dr.cli import add_common_options, run_command
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import Watcher, watcher
@@ -19,6 +19,7 @@ from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, 
 from anvil_dr.keep_off import Keeper
 from anvil_dr.outgoing import Prepared
 from anvil_dr.outgoing_domain import DomainReader
+from anvil_dr.ports import SourceHypervisor
 from anvil_dr.send import JobSender, ServerOutcome
 
 PROGRAM = "anvil-dr-send"
@@ -126,7 +127,7 @@ def _work(options: argparse.Namespace, interruption: Interruption) -> _Work:
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     try:
         keeper = Keeper(
-            lambda: hypervisor.connect(options.connect),
+            lambda: _connect(options.connect),
             shut_down=options.shutdown,
             timeout_seconds=options.shutdown_timeout,
             interrupted=lambda: bool(interruption),
@@ -134,6 +135,15 @@ def _work(options: argparse.Namespace, interruption: Interruption) -> _Work:
     except HypervisorError as error:
         return _Work(name, names, Prepared((), tuple(ServerOutcome(one, error) for one in names)))
     return _Work(name, names, DomainReader(keeper, leave_out=options.leave_out).read(names), keeper)
+
+
+def _connect(uri: str) -> SourceHypervisor:
+    """Only where servers are libvirt's: a job file can be sent from a machine that has no libvirt."""
+    try:
+        from anvil_dr import hypervisor
+    except ModuleNotFoundError as error:
+        raise HypervisorError(f"Python module {error.name} is missing; a job file can be sent without it") from error
+    return hypervisor.connect(uri)
 
 
 def _run(
