@@ -7,6 +7,7 @@ thread does everything else, questions first, so no state is shared between them
 from __future__ import annotations
 
 import queue
+import time
 from typing import Dict, List, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr import bulk
@@ -31,8 +32,12 @@ _CHUNK_BYTES = 1 << 20
 _CHUNK_BLOCKS = _CHUNK_BYTES // BLOCK_BYTES
 
 
+_LOOK_SECONDS = 0.1
+"""A segment over a slow line takes seconds; whoever watches wants to see it move."""
+
+
 class Looked(Protocol):
-    """Told how many bytes of the disk have been dealt with, both ends agreed."""
+    """Told how many bytes of the disk have been dealt with: sent, or agreed to be the same."""
 
     def __call__(self, done_bytes: int) -> None: ...
 
@@ -62,6 +67,8 @@ class DiskSender:
         self._open_zeros = 0
         self._zero_run: Tuple[int, int] = (0, 0)
         self._done_segments = 0
+        self._pushed_bytes = 0
+        self._looked_at = 0.0
 
     def reply(self, kind: Kind, content: bytes) -> None:
         """Hand over a DONE or WANT record of the target. Called from the receiving thread."""
@@ -130,6 +137,7 @@ class DiskSender:
         if filled:
             self._channel.send(Kind.BLOCKS, bulk.pack_blocks(segment, first, digests))
             parts = [chunk[at * BLOCK_BYTES : (at + n) * BLOCK_BYTES] for at, n in runs(filled)]
+            self._pushed_bytes = segment * SEGMENT_BYTES + (first + len(digests)) * BLOCK_BYTES
             self._send_data(segment, [(first + at, FULL_BLOCK) for at in filled], parts)
 
     def _flush_zeros(self) -> None:
@@ -162,7 +170,12 @@ class DiskSender:
         if self._open_zeros < 0:
             raise ProtocolError("the target is done with a segment that was not sent")
         self._done_segments += count
-        self._looked(min(self._done_segments * SEGMENT_BYTES, self._size_bytes))
+        self._look()
+
+    def _look(self) -> None:
+        self._looked_at = time.monotonic()
+        done_bytes = max(self._done_segments * SEGMENT_BYTES, self._pushed_bytes)
+        self._looked(min(done_bytes, self._size_bytes))
 
     def _opened(self, segment: int) -> List[bytes]:
         digests = self._open.get(segment)
@@ -209,6 +222,8 @@ class DiskSender:
         self._channel.send(
             Kind.DATA, bulk.pack_data_header(segment, encoding, bulk.data_bytes(entries), entries), *encoded
         )
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._look()
 
     def _read_blocks(self, segment: int, first: int, count: int) -> memoryview:
         chunk = self._buffer[: count * BLOCK_BYTES]
