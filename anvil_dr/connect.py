@@ -208,8 +208,10 @@ def _closing(channel: Channel) -> Iterator[Channel]:
 def _in_words(destination: SshDestination, code: int, complaint: str) -> Optional[str]:
     """Why ssh ended, in one line; None if it does not know either."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    # What the command at the other end says is clear by itself, and may have the same words in it.
+    of_ssh = [line for line in lines if not line.startswith(f"{REMOTE_COMMAND}:")]
     for sign, meaning in _MEANINGS:
-        said = next((line for line in lines if sign in line), None)
+        said = next((line for line in of_ssh if sign in line), None)
         if said is not None:
             return f"cannot reach {destination}: {meaning} ({said})"
     if not code and not lines:

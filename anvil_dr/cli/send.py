@@ -176,7 +176,8 @@ def _run(
                         sender.run(work.name, work.prepared.servers)
                     finally:
                         interruption.watch(lambda: None)
-                        target, wire_bytes = sender.target or target, channel.wire_bytes
+                        if sender.target:  # else what was written has reached nobody
+                            target, wire_bytes = sender.target, channel.wire_bytes
         except AnvilDrError as error:
             session_error = JobInterruptedError(interruption.by.name) if interruption.by is not None else error
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Final, List, Mapping, Optional, Tuple
+from typing import Dict, Final, Iterator, List, Mapping, Optional, Tuple
 
 from anvil_dr import words
 from anvil_dr.errors import AnvilDrError, RemoteError
@@ -156,8 +156,8 @@ def to_json(report: Report) -> Dict[str, object]:
 def to_lines(report: Report) -> Tuple[str, ...]:
     """What is complete, what is not and why, and what to do next."""
     lines: List[str] = []
-    for server in report.servers:
-        lines += _server_lines(server)
+    for names, server in _grouped(report):
+        lines += _server_lines(names, server)
     complete = sum(server.complete for server in report.servers)
     job = f" (job {report.job_id} on {report.target})" if report.job_id else ""
     lines.append(
@@ -182,8 +182,25 @@ def _server_json(server: ServerReport) -> Dict[str, object]:
     }
 
 
-def _server_lines(server: ServerReport) -> List[str]:
-    name, lines = server.outcome.name, []
+def _grouped(report: Report) -> Iterator[Tuple[str, ServerReport]]:
+    """The servers with their names; those that nothing befell but the end of the session only once, together."""
+    shared = [
+        server
+        for server in report.servers
+        if server.error is not None
+        and server.error is report.session_error
+        and server.downtime_seconds is None
+        and not server.outcome.warnings
+    ]
+    for server in report.servers:
+        if server not in shared:
+            yield server.outcome.name, server
+        elif server is shared[0]:
+            yield words.listed([one.outcome.name for one in shared]), server
+
+
+def _server_lines(name: str, server: ServerReport) -> List[str]:
+    lines: List[str] = []
     downtime = "" if server.downtime_seconds is None else f"; it was off for {words.duration(server.downtime_seconds)}"
     if server.outcome.error is None:
         lines.append(

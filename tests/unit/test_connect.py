@@ -95,7 +95,7 @@ def ssh_that_says(text: str, code: int) -> object:
         ("No ED25519 host key is known.\nHost key verification failed.", 255, "host key is not known"),
         ("bash: line 1: anvil-dr-receive: command not found", 127, "is not installed there"),
         ("sh: 1: exec: /opt/anvil/receive: not found", 127, "could not be run there"),
-        ("anvil-dr-receive: the DR service does not answer", 1, "exit code 1: anvil-dr-receive: the DR service"),
+        ("anvil-dr-receive: no service (Connection refused)", 1, "exit code 1: anvil-dr-receive: no service"),
         ("", 255, "exit code 255: it said nothing"),
     ],
 )

@@ -188,6 +188,17 @@ def test_servers_of_which_nothing_is_known_share_the_fate_of_the_session() -> No
     assert str(db.error) == "is running" and str(mail.error) == "interrupted by SIGTERM"
 
 
+def test_a_reason_that_all_share_is_said_once() -> None:
+    gone = PeerGoneError("nobody listens")
+    servers = [ServerReport(ServerOutcome(name, gone)) for name in ("Web01", "Db01", "Mail01")]
+    lines = to_lines(report(servers[0], ServerReport(ServerOutcome("Dns01", gone), downtime_seconds=9.0), *servers[1:],
+                            session_error=gone))  # fmt: skip
+    assert lines[0] == "Web01, Db01 and Mail01: FAILED: nobody listens"
+    plain = [ServerReport(ServerOutcome(name, None, DONE)) for name in ("Web01", "Db01")]
+    assert [line.split(":")[0] for line in to_lines(report(*plain))[:4:2]] == ["Web01", "Db01"]
+    assert [line for line in lines if "Dns01" in line] == ["Dns01: FAILED: nobody listens; it was off for 9 seconds"]
+
+
 def test_a_session_that_breaks_after_its_last_server_costs_nothing_but_a_warning() -> None:
     ended = report(COMPLETE, session_error=PeerGoneError())
     assert ended.succeeded
