@@ -167,7 +167,7 @@ def connected(
         raise
     code = peer.end(_END_SECONDS)
     if code:
-        log.warning("ssh ended destination=%s exit=%d said=%r", destination, code, peer.complaint())
+        log.info("ssh ended destination=%s exit=%d said=%r", destination, code, peer.complaint())
 
 
 def _unix_channel(path: str, silence_seconds: float) -> Channel:
