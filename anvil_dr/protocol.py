@@ -42,27 +42,25 @@ more with WANT_DATA, then fails the server.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import json
 import struct
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple, Type, TypeVar
+from typing import ClassVar, Mapping, Optional, Tuple, Type, TypeVar
 
-from anvil_dr.errors import ProtocolError
+from anvil_dr import typed_json
 
 VERSION = 1
 FRAME_HEADER = struct.Struct("!B3xI")
 MAX_CONTROL_BYTES = 8 << 20
 MAX_DATA_BYTES = 1 << 20
 """Raw bytes in one DATA frame."""
-MAX_FRAME_BYTES = MAX_CONTROL_BYTES
 MAX_SERVERS = 256
 MAX_DISKS = 64
 MAX_FIRMWARE_BYTES = 64 << 20
 MAX_FIRMWARE_FILES = 64
-MAX_IMAGE_BYTES = 1 << 56
+MAX_HELLO_BYTES = 16 << 10
+"""Nothing is known of a peer that says HELLO, so little memory is spent on it."""
+MAX_DEFINITION_CHARACTERS = 1 << 20
 
 
 class Kind(enum.IntEnum):
@@ -108,16 +106,21 @@ def frame_limit_bytes(kind: Kind) -> int:
     """How long a frame of this type may be."""
     if kind in (Kind.JOB, Kind.STATUS, Kind.JOB_PLAN):
         return MAX_CONTROL_BYTES
+    if kind is Kind.HELLO:
+        return MAX_HELLO_BYTES
     return MAX_DATA_BYTES + (64 << 10) if kind >= Kind.ZEROS else 256 << 10
 
 
 class Message:
-    """A JSON message. Fields that the other end does not know are passed over, so that they can be added."""
+    """A JSON message. Fields that the other end does not know are passed over, so that they can be added.
 
-    kind: typing.ClassVar[Kind]
+    Fields named `message` or `warnings` are words for a person; what is too long of them is cut off.
+    """
+
+    kind: ClassVar[Kind]
 
     def encode(self) -> bytes:
-        return json.dumps(dataclasses.asdict(typing.cast(Any, self)), separators=(",", ":")).encode()
+        return typed_json.write(self)
 
 
 M = TypeVar("M", bound=Message)
@@ -157,7 +160,7 @@ class DiskOffer(Message):
 @dataclass(frozen=True)
 class ServerOffer(Message):
     name: str
-    definition: str
+    definition: str = field(metadata={"characters": MAX_DEFINITION_CHARACTERS})
     disks: Tuple[DiskOffer, ...]
     left_out: Tuple[str, ...] = ()
     firmware: Mapping[str, int] = field(default_factory=dict)
@@ -313,46 +316,4 @@ class Status(Message):
 
 def decode(message: Type[M], content: memoryview) -> M:
     """The message that a control frame carries. Raise ProtocolError naming what is wrong with it."""
-    try:
-        value = json.loads(bytes(content))
-    except (ValueError, RecursionError):
-        raise ProtocolError(f"{message.kind.name} is not valid JSON") from None
-    return typing.cast(M, _typed(value, message, message.kind.name))
-
-
-def _typed(value: Any, wanted: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is typing.Union:  # Optional
-        return None if value is None else _typed(value, arguments[0], where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise ProtocolError(f"{where}: a list was expected")
-        return tuple(_typed(item, arguments[0], f"{where}[{at}]") for at, item in enumerate(value))
-    if dataclasses.is_dataclass(wanted):
-        return _object(value, typing.cast(Any, wanted), where)
-    if origin is not None:  # Mapping[str, X]
-        if not isinstance(value, dict):
-            raise ProtocolError(f"{where}: an object was expected")
-        return {key: _typed(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ProtocolError(f"{where}: {wanted.__name__} was expected")
-    if wanted is int and not 0 <= value < MAX_IMAGE_BYTES:
-        raise ProtocolError(f"{where}: {value} is out of range")
-    return value
-
-
-def _object(value: Any, wanted: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ProtocolError(f"{where}: an object was expected")
-    hints = _hints(wanted)
-    known: Dict[str, Any] = {}
-    for item in dataclasses.fields(wanted):
-        if item.name in value:
-            known[item.name] = _typed(value[item.name], hints[item.name], f"{where}.{item.name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise ProtocolError(f"{where}: {item.name} is missing")
-    return wanted(**known)
-
-
-def _hints(wanted: Any) -> Dict[str, Any]:
-    return typing.get_type_hints(wanted)
+    return typed_json.read(message, bytes(content), message.kind.name)

@@ -45,11 +45,40 @@ def test_a_field_that_this_version_does_not_know_is_passed_over() -> None:
         (b'{"versions": [true], "digests": []}', r"HELLO.versions\[0\]: int was expected"),
         (b'{"versions": [-1], "digests": []}', r"HELLO.versions\[0\]: -1 is out of range"),
         (b'{"versions": [1], "digests": [{}]}', r"HELLO.digests\[0\]: str was expected"),
+        (b'{"versions": [1], "digests": ["%s"]}' % (b"x" * 4097), r"HELLO.digests\[0\]: it is longer than 4096"),
+        (b'{"versions": [1], "digests": ["\\ud800"]}', r"HELLO.digests\[0\]: it is not valid Unicode"),
+        (b"[" + b"[]," * 125_001 + b"[]]", "HELLO has more than 250000 values"),
+        (b'{"versions": [1%s], "digests": []}' % (b"0" * 5000), "HELLO is not valid JSON"),
     ],
 )
 def test_a_message_that_makes_no_sense_is_named(content: bytes, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=complaint):
         protocol.decode(Hello, memoryview(content))
+
+
+def test_what_is_said_to_a_person_is_shortened_and_not_refused() -> None:
+    plan = JobPlan("j1", (ServerPlan("Web01", Refusal("Store", "ä" * 9000), ("short", "long" * 9000)),))
+    (server,) = protocol.decode(JobPlan, memoryview(plan.encode())).servers
+    assert server.refused is not None and server.refused.message == "ä" * 4095 + "…"
+    assert server.warnings == ("short", ("long" * 1024)[:4095] + "…")
+
+
+def test_a_definition_may_be_long_but_not_without_end() -> None:
+    for characters, complaint in ((1 << 20, ""), ((1 << 20) + 1, "JOB.servers\\[0\\].definition: it is longer than")):
+        job = Job("nightly", (ServerOffer("Web01", "x" * characters, ()),))
+        if not complaint:
+            assert protocol.decode(Job, memoryview(job.encode())) == job
+            continue
+        with pytest.raises(ProtocolError, match=complaint):
+            protocol.decode(Job, memoryview(job.encode()))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\\udcff"])
+def test_a_name_in_an_object_is_a_text_like_any_other(name: str) -> None:
+    server = '{"name": "s", "definition": "", "disks": [], "firmware": {"NAME": 1}}'.replace("NAME", name)
+    said = '{"name": "j", "servers": [' + server + "]}"
+    with pytest.raises(ProtocolError, match=r"a name in JOB.servers\[0\].firmware: it is"):
+        protocol.decode(Job, memoryview(said.encode()))
 
 
 json_values = st.recursive(
