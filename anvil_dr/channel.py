@@ -30,6 +30,9 @@ class Channel:
         self._silence_seconds = silence_seconds
         self._send_lock = threading.Lock()
         self._abandoned = threading.Event()
+        self._abandoned_because = ""
+        self._deadline: Optional[Tuple[float, str]] = None
+        self._torn = False
         self._header = bytearray(FRAME_HEADER.size)
         self._last_sent = time.monotonic()
         self.pace = pace
@@ -58,15 +61,70 @@ class Channel:
             self.pace.wait(length)
         with self._send_lock:
             views = [memoryview(part).cast("B") for part in parts if part]
-            self._write([memoryview(frame_header(kind, length)), *views])
+            before = self.sent_bytes
+            try:
+                self._write([memoryview(frame_header(kind, length)), *views])
+            finally:
+                self._torn = 0 < self.sent_bytes - before < FRAME_HEADER.size + length
             self._last_sent = time.monotonic()
 
-    def receive(self, buffer: memoryview) -> Tuple[Kind, memoryview]:
+    def ping(self) -> None:
+        """Say that this end lives, unless that had to wait: a peer with unread frames knows. Raise PeerGoneError."""
+        if not self._send_lock.acquire(blocking=False):
+            return
+        try:
+            if not self._torn and _ready(self._out, select.POLLOUT, 0):
+                # A pipe takes so few bytes whole or not at all, and so does a socket (pipe(7), unix(7)).
+                os.write(self._out, frame_header(Kind.PING, 0))
+                self.sent_bytes += FRAME_HEADER.size
+                self._last_sent = time.monotonic()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise PeerGoneError(f"the connection broke: {error.strerror}") from error
+        finally:
+            self._send_lock.release()
+
+    def farewell(self, kind: Kind, content: bytes, *, within_seconds: float = 5.0) -> None:
+        """A last frame for a peer that may not listen any more, sent also on a channel that was abandoned.
+
+        Raise PeerGoneError, PeerTimeoutError. Nothing is sent where a frame was broken off: it would be taken for
+        the rest of that one.
+        """
+        if not self._send_lock.acquire(timeout=within_seconds):
+            raise PeerTimeoutError(within_seconds)
+        try:
+            if self._torn:
+                raise PeerGoneError("a frame to the peer was broken off")
+            left = memoryview(frame_header(kind, len(content)) + content)
+            end = time.monotonic() + within_seconds
+            while left:
+                try:
+                    left = left[os.write(self._out, left) :]
+                except BlockingIOError:
+                    if not _ready(self._out, select.POLLOUT, end - time.monotonic()):
+                        raise PeerTimeoutError(within_seconds) from None
+        except OSError as error:
+            raise PeerGoneError(f"the connection broke: {error.strerror}") from error
+        finally:
+            self._send_lock.release()
+
+    def expect_within(self, seconds: Optional[float], what: str = "") -> None:
+        """Until this is called again, everything together takes no longer than this; None: as long as it likes.
+
+        After that, whoever waits gets a ProtocolError that names `what`. Silence alone is no measure of a peer that
+        sends one byte a minute.
+        """
+        self._deadline = None
+        if seconds is not None:
+            self._deadline = time.monotonic() + seconds, f"{what} did not come within {seconds:g} seconds"
+
+    def receive(self, buffer: memoryview, *, largest_bytes: Optional[int] = None) -> Tuple[Kind, memoryview]:
         """Wait for one frame; its content may lie in `buffer`, until the next call.
 
         Keep-alive frames are passed over. Raise PeerGoneError at the end of the stream, PeerTimeoutError
         after `silence_seconds` without a byte, ProtocolError for a header that makes no sense or a frame
-        that is larger than its type allows.
+        that is larger than its type allows, or than `largest_bytes`.
         """
         while True:
             self._read(memoryview(self._header))
@@ -77,17 +135,19 @@ class Channel:
                 raise ProtocolError(f"the peer does not speak this protocol (frame type {code})") from None
             if length > frame_limit_bytes(kind):
                 raise ProtocolError(f"a {kind.name} frame of {length} bytes is too large")
-            # Only a job's announcement outgrows the buffer, so only it is given memory of its own.
+            if largest_bytes is not None and length > largest_bytes:
+                raise ProtocolError(f"a {kind.name} frame of {length} bytes is too large here")
             content = buffer[:length] if length <= len(buffer) else memoryview(bytearray(length))
             self._read(content)
             if kind is not Kind.PING:
                 return kind, content
 
-    def abandon(self) -> None:
+    def abandon(self, because: str = "the session was ended from this side") -> None:
         """Make every thread that waits here get PeerGoneError within a second. The descriptors stay open.
 
         Closing them under a thread that uses them would hand their numbers to the next session's.
         """
+        self._abandoned_because = self._abandoned_because or because
         self._abandoned.set()
 
     def close(self) -> None:
@@ -97,7 +157,7 @@ class Channel:
 
     def _write(self, parts: List[memoryview]) -> None:
         while parts:
-            self._check_abandoned()
+            self._check()
             try:
                 written = os.writev(self._out, parts[:_BUFFERS_PER_CALL])
             except BlockingIOError:
@@ -113,7 +173,7 @@ class Channel:
 
     def _read(self, into: memoryview) -> None:
         while into:
-            self._check_abandoned()
+            self._check()
             try:
                 count = os.readv(self._in, [into])
             except BlockingIOError:
@@ -127,20 +187,27 @@ class Channel:
             into = into[count:]
 
     def _wait(self, fd: int, event: int) -> None:
-        poll = select.poll()
-        poll.register(fd, event)
-        deadline = time.monotonic() + self._silence_seconds
+        silent_at = time.monotonic() + self._silence_seconds
         while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise PeerTimeoutError(self._silence_seconds)
-            if poll.poll(min(left, 1.0) * 1000):
+            self._check()
+            ends_at = silent_at if self._deadline is None else min(silent_at, self._deadline[0])
+            if _ready(fd, event, min(ends_at - time.monotonic(), 1.0)):
                 return
-            self._check_abandoned()
+            if time.monotonic() >= silent_at:
+                raise PeerTimeoutError(self._silence_seconds)
 
-    def _check_abandoned(self) -> None:
+    def _check(self) -> None:
         if self._abandoned.is_set():
-            raise PeerGoneError("the session was ended from this side")
+            raise PeerGoneError(self._abandoned_because)
+        if self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            raise ProtocolError(self._deadline[1])
+
+
+def _ready(fd: int, event: int, seconds: float) -> bool:
+    """Whether a descriptor is ready, or broken, within that time."""
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class KeepAlive:
@@ -164,7 +231,7 @@ class KeepAlive:
             if self._channel.idle_seconds < self._every:
                 continue
             try:
-                self._channel.send(Kind.PING)
+                self._channel.ping()
             except ProtocolError:
                 return  # the thread that works on the session finds out by itself
 

@@ -134,6 +134,92 @@ def test_a_thread_that_waits_is_woken_when_the_session_is_abandoned() -> None:
     other.close()
 
 
+def test_a_peer_that_dribbles_is_given_up_though_it_is_never_silent(ends: Tuple[Channel, socket.socket]) -> None:
+    channel, peer = ends
+    done = threading.Event()
+
+    def dribble() -> None:
+        for byte in FRAME_HEADER.pack(Kind.HELLO, 4000) + bytes(4000):
+            if done.wait(0.02):
+                return
+            peer.sendall(bytes([byte]))
+
+    dribbler = threading.Thread(target=dribble)
+    dribbler.start()
+    channel.expect_within(0.3, "HELLO")
+    with pytest.raises(ProtocolError, match="HELLO did not come within 0.3 seconds"):
+        channel.receive(frame_buffer())
+    done.set()
+    dribbler.join()
+    channel.expect_within(None)
+    with pytest.raises(PeerTimeoutError):
+        channel.receive(frame_buffer())
+
+
+def test_a_frame_larger_than_what_is_due_costs_no_memory(ends: Tuple[Channel, socket.socket]) -> None:
+    ends[1].sendall(FRAME_HEADER.pack(Kind.JOB, 8 << 20))
+    with pytest.raises(ProtocolError, match="a JOB frame of 8388608 bytes is too large here"):
+        ends[0].receive(memoryview(b""), largest_bytes=4096)
+
+
+def fill(channel: Channel) -> None:
+    """Send until the peer, which does not read, takes no more; a frame is left broken off."""
+    with pytest.raises(PeerTimeoutError):
+        while True:
+            channel.send(Kind.DATA, bytes(1 << 20))
+
+
+def test_a_keep_alive_does_not_wait_for_a_peer_that_does_not_read() -> None:
+    one, other = socket.socketpair()
+    fd = one.detach()
+    os.set_blocking(fd, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(fd, bytes(64 << 10))
+    patient = Channel(fd, fd, silence_seconds=3600)
+    with KeepAlive(patient, every_seconds=0.001):
+        threading.Event().wait(0.05)
+    assert patient.sent_bytes == 0
+    other.close()
+    patient.close()
+
+
+def test_the_last_word_reaches_a_peer_also_after_the_session_was_abandoned(
+    ends: Tuple[Channel, socket.socket],
+) -> None:
+    channel, peer = ends
+    channel.abandon("the DR service was stopped")
+    with pytest.raises(PeerGoneError, match="the DR service was stopped"):
+        channel.send(Kind.DONE, b"12345678")
+    channel.farewell(Kind.ERROR, b"why")
+    assert peer.recv(100) == FRAME_HEADER.pack(Kind.ERROR, 3) + b"why"
+
+
+def test_the_last_word_is_not_put_into_the_middle_of_a_frame(ends: Tuple[Channel, socket.socket]) -> None:
+    channel, peer = ends
+    fill(channel)
+    peer.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            peer.recv(1 << 20)
+    with pytest.raises(PeerGoneError, match="broken off"):
+        channel.farewell(Kind.ERROR, b"why")
+    channel.ping()
+    with pytest.raises(BlockingIOError):
+        peer.recv(1)
+
+
+def test_the_last_word_to_a_peer_that_does_not_read_is_given_up_soon() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.write(writing, bytes(1 << 20))
+    channel = Channel(os.dup(reading), writing, silence_seconds=3600)
+    with pytest.raises(PeerTimeoutError):
+        channel.farewell(Kind.ERROR, b"why", within_seconds=0.05)
+    os.close(reading)
+    channel.close()
+
+
 class Clock:
     """Time that passes only by sleeping."""
 
