@@ -1,4 +1,4 @@
-"""A DR box in this process: the real service on a real socket, a directory store, a state database, in one folder."""
+"""A DR box in this process: the real service on a real socket, a real store, a state database, in one folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from anvil_dr import config, service, source
 from anvil_dr.channel import Channel
+from anvil_dr.cli import wiring
 from anvil_dr.protocol import JobPlan
 from anvil_dr.recover import recover
 from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
 from anvil_dr.state import State
-from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.target import Target
 
 DOMAIN = """<domain type='qemu'>
@@ -76,11 +76,13 @@ class Breaking(Quiet):
 class DrBox:
     """Everything lies below one folder; a box can be stopped and started again on it."""
 
-    def __init__(self, folder: Path, *, copies: int = 2, **changes: object) -> None:
+    def __init__(self, folder: Path, *, copies: int = 2, groups: Tuple[str, ...] = (), **changes: object) -> None:
+        """With `groups` the store is these volume groups, otherwise a directory."""
         self.folder, self.store_folder = folder, folder / "store"
         self.store_folder.mkdir(exist_ok=True)
+        store = config.StoreConfig("lvm", groups) if groups else config.StoreConfig("fs", (str(self.store_folder),))
         self.config = replace(
-            config.Config(name="dr01", store=config.StoreConfig("fs", (str(self.store_folder),)), copies=copies),
+            config.Config(name="dr01", store=store, copies=copies),
             definitions=str(folder / "definitions"), state=str(folder / "state"), runtime=str(folder / "run"),
             **changes,  # type: ignore[arg-type]
         )  # fmt: skip
@@ -90,7 +92,7 @@ class DrBox:
     def running(self) -> Iterator[Target]:
         state = State.open(self.config.state)
         state.lock_service()
-        store = DirectoryStore(str(self.store_folder), state.owners)
+        store = wiring.open_store(self.config, state)
         recover(store, state)
         target = Target(self.config, store, state)
         listener = service.listen(self.config.socket)
