@@ -34,8 +34,10 @@ class _Segment:
     """Block digests of the recycled image; None where its content is not known."""
     wanted: List[bytes] = field(default_factory=list)
     """Block digests as the node announced them."""
-    waiting: Dict[int, PagePlan] = field(default_factory=dict)
-    """Blocks whose pages have been asked for."""
+    announced: int = 0
+    """How many blocks were announced, where they come unasked."""
+    waiting: Dict[int, Optional[PagePlan]] = field(default_factory=dict)
+    """Blocks of which something was asked for: the plan for their pages, None for their pages' digests."""
     retried: Set[int] = field(default_factory=set)
 
 
@@ -115,6 +117,8 @@ class DiskReceiver:
             raise ProtocolError("ZEROS goes past the end of the disk")
         for segment in range(first, first + count):
             present = self._next_present(segment)
+            if segment in self._open:
+                raise ProtocolError(f"ZEROS came for segment {segment}, which has blocks")
             wanted = self._zero_blocks(segment)
             self._image_digest.add(self._digester.segment(wanted))
             self._zero(segment, plan_blocks(wanted, present, self._digester.zero_block).zeros)
@@ -129,6 +133,9 @@ class DiskReceiver:
             if opened is None:
                 self._check_pushed(segment)
                 opened = self._open_pushed(segment, self._zero_blocks(segment) if self._recycled.known_zero else None)
+            if opened.digest is not None or first < opened.announced:
+                raise ProtocolError(f"the blocks of segment {segment} came twice")
+            opened.announced = first + len(digests)
             opened.wanted[first : first + len(digests)] = digests
             opened.waiting.update(
                 (first + n, _WHOLE) for n, digest in enumerate(digests) if digest != self._digester.zero_block
@@ -147,7 +154,8 @@ class DiskReceiver:
         """Ask for blocks: for their pages' digests if some pages may be here, for all their bytes if not."""
         unlike = [n for n in blocks if not self._has_something(segment, opened, n)]
         alike = sorted(set(blocks) - set(unlike))
-        opened.waiting.update((n, _WHOLE) for n in blocks)
+        opened.waiting.update((n, None) for n in alike)
+        opened.waiting.update((n, _WHOLE) for n in unlike)
         if alike:
             self._channel.send(Kind.WANT_PAGES, bulk.pack_want_pages(segment, alike))
         if unlike:
@@ -159,14 +167,14 @@ class DiskReceiver:
         opened = self._opened(segment)
         asked: List[Entry] = []
         for block, digests in pages:
-            if block not in opened.waiting:
+            if opened.waiting.get(block, _WHOLE) is not None:
                 raise ProtocolError("PAGES came for a block that was not asked for")
             plan = self._plan_pages(segment, opened, block, digests)
             opened.waiting[block] = plan
             if plan.asked:
                 asked.append((block, plan.asked))
             else:
-                asked += self._fill(segment, opened, block, memoryview(b""))
+                asked += self._fill(segment, opened, block, plan, memoryview(b""))
         if asked:
             self._channel.send(Kind.WANT_DATA, bulk.pack_want_data(segment, asked))
         elif not opened.waiting:
@@ -180,7 +188,7 @@ class DiskReceiver:
             plan = opened.waiting.get(block)
             if plan is None or plan.asked != mask:
                 raise ProtocolError("DATA came for pages that were not asked for")
-            again += self._fill(segment, opened, block, raw[:size])
+            again += self._fill(segment, opened, block, plan, raw[:size])
             raw = raw[size:]
         if again:
             self._channel.send(Kind.WANT_DATA, bulk.pack_want_data(segment, again))
@@ -214,6 +222,7 @@ class DiskReceiver:
         self._newest.read_into(offset, self._other)
         if self._digester.of(self._other) != opened.wanted[block]:
             return False
+        self._check_end(offset, self._other)
         if opened.present is None:
             self._write(offset, self._other)
             return True
@@ -229,9 +238,9 @@ class DiskReceiver:
 
     # — writing —
 
-    def _fill(self, segment: int, opened: _Segment, block: int, raw: memoryview) -> List[Entry]:
+    def _fill(self, segment: int, opened: _Segment, block: int, plan: PagePlan, raw: memoryview) -> List[Entry]:
         """Put one block together, check it, write it. Returns what must be asked for once more, if it is wrong."""
-        offset, plan = self._offset(segment, block), opened.waiting[block]
+        offset = self._offset(segment, block)
         whole = raw if plan.asked == FULL_BLOCK else self._assemble(offset, plan, raw)
         if self._digester.of(whole) != opened.wanted[block]:
             if block in opened.retried:
@@ -241,6 +250,7 @@ class DiskReceiver:
             opened.retried.add(block)
             opened.waiting[block] = _WHOLE
             return [(block, FULL_BLOCK)]
+        self._check_end(offset, whole)
         for page, count in bulk.page_runs(FULL_BLOCK if opened.present is None else plan.changed):
             start = page * PAGE_BYTES
             self._write(offset + start, whole[start : start + count * PAGE_BYTES])
@@ -261,6 +271,14 @@ class DiskReceiver:
             self._block[page * PAGE_BYTES : page * PAGE_BYTES + size] = raw[:size]
             raw = raw[size:]
         return self._block
+
+    def _check_end(self, offset: int, block: memoryview) -> None:
+        """What lies past the end of the disk counts as zeros, so it must come as zeros."""
+        past = offset + BLOCK_BYTES - self._size_bytes
+        if past > 0 and bytes(block[BLOCK_BYTES - past :]).strip(b"\0"):
+            raise DigestMismatchError(
+                self.owner.server, self.owner.disk, self._size_bytes, "there are bytes past the end of the disk"
+            )
 
     def _write(self, offset: int, data: memoryview) -> None:
         data = data[: max(0, self._image.size_bytes - offset)]  # a block's tail past the end is zeros
