@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import socket
-from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 import zstandard
@@ -36,6 +36,8 @@ class Desk:
     receiver: DiskReceiver
     image: Bytes
     size_bytes: int
+    told: Dict[int, bytes] = field(default_factory=dict)
+    """The block digests that were announced last."""
 
     def segment(self, number: int, blocks: List[bytes]) -> None:
         self.receiver.handle(Kind.SEGMENT, memoryview(bulk.pack_segment(number, DIGESTER.segment(blocks))))
@@ -311,7 +313,7 @@ Record = Tuple[str, int, int, int, int]
 """What to send, a segment, a block, and the contents of two blocks."""
 
 records = st.tuples(
-    st.sampled_from(["blocks", "blocks", "segment", "whole", "data", "data", "page", "pages", "zeros"]),
+    st.sampled_from(["blocks", "push", "push", "segment", "whole", "data", "page", "pages", "zeros", "close"]),
     st.sampled_from(NUMBERS),
     st.sampled_from(BLOCKS),
     st.integers(0, len(CONTENTS) - 1),
@@ -322,8 +324,13 @@ records = st.tuples(
 def act(desk: Desk, record: Record) -> None:
     kind, number, block, one, other = record
     content = CONTENTS[one]
-    if kind == "blocks":
-        desk.blocks(number, block, [DIGESTER.of(content)])
+    if kind in ("blocks", "push"):
+        desk.told[block] = DIGESTER.of(content)
+        desk.blocks(number, block, [desk.told[block]])
+        if kind == "push":
+            desk.data(number, block, content)
+    elif kind == "close":  # with what was said last, as if all had been in order
+        desk.segment(number, [desk.told.get(n, ZERO) for n in range(3)])
     elif kind == "segment":
         desk.segment(number, [DIGESTER.of(content), DIGESTER.of(CONTENTS[other]), ZERO])
     elif kind == "whole":
