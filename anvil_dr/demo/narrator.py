@@ -54,6 +54,10 @@ class Narrator:
     def gap(self) -> None:
         self._line("")
 
+    def remark(self, text: str) -> None:
+        """One line, however long: what is missing is looked for in logs too."""
+        self._line(text, "yellow")
+
     def verdict(self, text: str, *, good: bool) -> None:
         self.say(text, "bold green" if good else "bold red")
 

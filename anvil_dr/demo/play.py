@@ -32,7 +32,7 @@ def play(*, keep: bool) -> int:
     reasons = _reasons_not_to_boot()
     narrator.say(_OPENING, "bold")
     if reasons:
-        narrator.say(f"The boot at the end is left out: {'; '.join(reasons)}.", "yellow")
+        narrator.remark(f"The boot at the end is left out: {'; '.join(reasons)}.")
     interrupts = Interrupts()
     stage = Stage(narrator, interrupts, keep=keep)
     try:
@@ -44,7 +44,8 @@ def play(*, keep: bool) -> int:
     except BrokenPipeError:
         raise  # the reader has gone, as with `| head`
     except OSError as error:
-        raise ServiceError(f"the demo cannot go on: {error}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise ServiceError(f"the demo cannot go on: {where}{error.strerror or error}") from error
     except (AnvilDrError, KeyboardInterrupt):
         narrator.gap()
         narrator.say(_left_behind(stage))
@@ -80,7 +81,7 @@ def _play(stage: Stage, narrator: Narrator, reasons: Tuple[str, ...]) -> bool:
             f"Where it can boot, anvil-activate-dr would now boot {story.SERVER} from set 1, whose images are byte for "
             f"byte what job {story.JOBS} sent."
         )
-        narrator.verdict(f"The boot was not tried: {'; '.join(reasons)}.", good=True)
+        narrator.remark(f"The boot was not tried: {'; '.join(reasons)}.")
         return True
     # Only here: without libvirt's Python module it can't even be imported.
     from anvil_dr.demo import disaster

@@ -18,9 +18,12 @@ from typing import Final, Iterator, Optional
 from anvil_dr import command
 from anvil_dr.demo.interrupts import Interrupts
 from anvil_dr.demo.narrator import Narrator
-from anvil_dr.errors import CommandError, ServiceError
+from anvil_dr.errors import CommandError, ServiceError, StoreError
+from anvil_dr.words import size
 
 _STOP_SECONDS: Final = 20.0
+_SPACE_BYTES: Final = 320 << 20
+"""A store wants the size of what it is to take as free space, whatever of it is empty."""
 _LOG_LINES: Final = 15
 
 
@@ -33,7 +36,15 @@ class Stage:
         self.folder = Path()
 
     def open(self) -> None:
-        """Make the folder and go there. Inside of `with`, so that no signal can come between making and undoing."""
+        """Make the folder and go there. Inside of `with`, so that no signal can come between making and undoing.
+
+        Raise StoreError if there is too little space.
+        """
+        place = tempfile.gettempdir()
+        free_bytes = shutil.disk_usage(place).free
+        if free_bytes < _SPACE_BYTES:
+            needed = size(_SPACE_BYTES)
+            raise StoreError(f"{place} has {size(free_bytes)} free, and the demo needs {needed}: set TMPDIR to another")
         with self.until_the_end() as undo:
             # Short, because sockets will lie in it, and a socket's path may have 107 bytes (unix(7)).
             self.folder = Path(tempfile.mkdtemp(prefix="anvil-dr-demo-"))

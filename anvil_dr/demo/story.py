@@ -97,11 +97,15 @@ class Story:
         inserted = Path("/isos/install.iso")
         source = demo_server.definition(self._absolute(self._server), memory_mib=_NODE_MIB, medium=inserted)
         _SOURCE_DEFINITION.write_text(_indented(source))
-        what = "a boot loader, Debian's kernel" if self._bootable else "partitions"
-        self._tell.say(
-            f"{SERVER} is {'real and can boot' if self._bootable else 'real, but has no kernel to boot'}: disk 0 has "
-            f"{what} and a token, disk 1 a file of random bytes. When it boots it reads both and says what it found."
-        )
+        if self._bootable:
+            self._tell.say(
+                f"{SERVER} can boot: disk 0 has a boot loader, Debian's kernel and a token, disk 1 a file of random "
+                "bytes. When it runs it reads both, and says on its console what it has read."
+            )
+        else:
+            self._tell.say(
+                f"{SERVER} has all but a kernel: disk 0 has partitions and a token, disk 1 a file of random bytes."
+            )
         folder = programs_folder()
         if folder is not None:
             self._tell.typed(f"PATH=$PATH:{folder}")
@@ -145,7 +149,7 @@ class Story:
         self._tell.shown(job.read_text())
         self._tell.say(
             "Empty blocks are never sent, the others are compressed, and each is checked with a digest. Only a set "
-            "that has arrived whole gets a number. The limit is there for you to see the bars."
+            "that has arrived whole gets a number. The limit only gives you time to see how it goes."
         )
         self._send("8M")
         self._show_sets("What is not empty")
