@@ -168,6 +168,13 @@ class JobSender:
             self._expect(JobDone)
         return JobOutcome(plan.job_id, outcomes, self._channel.wire_bytes)
 
+    def say_why(self, error: AnvilDrError) -> None:
+        """Tell the target why this end leaves in the middle of the job, if it can still be told."""
+        try:
+            self._channel.farewell(Kind.ERROR, Error(error.code, str(error)).encode())
+        except ProtocolError as failed:
+            log.debug("the target could not be told error=%s", failed)
+
     def _greet(self) -> None:
         self._send(
             Hello(

@@ -15,7 +15,7 @@ from anvil_dr.cli import add_common_options, run_command
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
-from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, UsageError
+from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
 from anvil_dr.keep_off import Keeper
 from anvil_dr.outgoing import Prepared
 from anvil_dr.outgoing_domain import DomainReader
@@ -174,6 +174,10 @@ def _run(
                     )
                     try:
                         sender.run(work.name, work.prepared.servers)
+                    except ProtocolError:
+                        if interruption.by is not None:
+                            sender.say_why(JobInterruptedError(interruption.by.name))
+                        raise
                     finally:
                         interruption.watch(lambda: None)
                         if sender.target:  # else what was written has reached nobody

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, List
 
@@ -165,7 +166,7 @@ def test_an_interrupted_job_says_so_and_the_next_one_finishes(tmp_path: Path) ->
     box, path = DrBox(tmp_path), job_file(tmp_path, "Web01", "Db01")
     image = tmp_path / "node-Web01" / "Web01_0.img"
     image.write_bytes(random.Random(1).randbytes(60 << 20))
-    with box.running():
+    with box.running() as target:
         program = [sys.executable, "-c", INTERRUPTED.format(root=str(ROOT))]
         arguments = [*to(box), "--no-progress", "--json", "--job", path]
         done = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=120)
@@ -173,5 +174,8 @@ def test_an_interrupted_job_says_so_and_the_next_one_finishes(tmp_path: Path) ->
         report = json.loads(done.stdout)
         assert [server["error"] for server in report["servers"]] == ["interrupted by SIGTERM"] * 2
         assert box.names() == ["Web01_Web01_0_incomplete.raw"]
+        while target.jobs():
+            time.sleep(0.1)  # it notices in its own time
+        assert target.state.last_jobs()["Web01"].error == "the node gave up: interrupted by SIGTERM"
         assert send.main([*to(box), "--no-progress", "--job", path]) == 0
     assert box.image("Web01_Web01_0_1") == image.read_bytes()
