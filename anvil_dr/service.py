@@ -12,23 +12,26 @@ import select
 import socket
 import struct
 import threading
+import time
+from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional, Tuple
 
 from anvil_dr import relay
 from anvil_dr.channel import Channel
-from anvil_dr.errors import AnvilDrError, NotAllowedError, ProtocolError, ServiceError
+from anvil_dr.errors import AnvilDrError, ProtocolError, ServiceError
+from anvil_dr.limits import Limits
+from anvil_dr.protocol import Error, Kind, frame_header
 from anvil_dr.session import Peer, Session
 from anvil_dr.target import Target
 
 log = logging.getLogger(__name__)
 
-MAX_SESSIONS = 64
-_GREETING_SECONDS = 30.0
-_STOP_SECONDS = 60.0
 _GROUP = "anvil-dr"
 """Members may connect: the account that nodes log in to (etc/, README)."""
 
+_BACKLOG = 64
 _BUFFER_BYTES = 4 << 20
+_PAUSE_SECONDS = 1.0
 
 Notify = Callable[[str], None]
 
@@ -47,22 +50,36 @@ def listen(path: str) -> socket.socket:
                 os.chown(path, 0, grp.getgrnam(_GROUP).gr_gid)
             except KeyError:
                 log.info("no group %s: only root can connect", _GROUP)
-        listener.listen(MAX_SESSIONS)
+        listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise ServiceError(f"cannot listen on {path}: {error.strerror}") from error
     return listener
 
 
+@dataclass
+class _Open:
+    """One connection that is being served. `channel` and `peer` are known once it has introduced itself."""
+
+    connection: socket.socket
+    channel: Optional[Channel] = None
+    peer: Optional[Peer] = None
+
+
 class Service:
     """Accepts sessions until it is told to stop."""
 
-    def __init__(self, target: Target, listener: socket.socket, notify: Notify) -> None:
+    def __init__(
+        self, target: Target, listener: socket.socket, notify: Notify, limits: Optional[Limits] = None
+    ) -> None:
         self._target, self._listener, self._notify = target, listener, notify
+        self._limits = limits or Limits()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._lock = threading.Lock()
-        self._sessions: Dict[threading.Thread, Optional[Channel]] = {}
+        self._sessions: Dict[threading.Thread, _Open] = {}
         self._stopping = False
+        self.direct_users = {0, os.geteuid()}
+        """Who may speak to the socket without a relay, which would say what the other end may do."""
 
     def stop(self) -> None:
         """Make `run` return. May be called from a signal handler."""
@@ -85,76 +102,126 @@ class Service:
         self._notify("STOPPING=1\nSTATUS=Stopping: ending what runs")
         self._end_sessions()
 
+    # — one connection —
+
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # it has gone again
         except OSError as error:
+            # No descriptors or no memory. Whoever waits still waits, so at once would mean without end.
             log.warning("a connection could not be accepted error=%s", error)
+            self._pause()
             return
+        thread = threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True)
         with self._lock:
-            if len(self._sessions) >= MAX_SESSIONS:
-                log.warning("a connection was refused: %d sessions are open", len(self._sessions))
-                connection.close()
-                return
-            thread = threading.Thread(target=self._serve, args=(connection,), name="session", daemon=True)
-            self._sessions[thread] = None
-        thread.start()
+            number = len(self._sessions)
+            if number < self._limits.sessions:
+                self._sessions[thread] = _Open(connection)
+        if number >= self._limits.sessions:
+            self._turn_away(connection, ServiceError(f"the DR box is busy: it has {number} sessions"))
+            return
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._forget(thread)
+            self._turn_away(connection, ServiceError(f"the DR box is out of threads: {error}"))
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            channel: Optional[Channel] = None
+        thread = threading.current_thread()
+        channel: Optional[Channel] = None
+        try:
+            channel, peer = self._greet(connection)
+            session = Session(self._target, channel, peer, self._limits)
+            answer = relay.FAILED
             try:
-                channel, peer = self._greet(connection)
-                self._register(channel)
-                Session(self._target, channel, peer).run()
-                if peer.description != _LOCAL:
-                    connection.sendall(relay.SUCCEEDED)
+                self._register(thread, channel, peer, session)
+                answer = relay.SUCCEEDED if session.run() else relay.FAILED
             except AnvilDrError as error:
-                log.warning("session failed code=%s error=%s", error.code, error)
+                log.warning("session failed peer=%r code=%s error=%s", peer.description, error.code, error)
             except Exception:
                 # The connection loop: one session's defect must not end the others.
-                log.exception("session failed")
-            finally:
-                with self._lock:
-                    self._sessions.pop(threading.current_thread(), None)
-                if channel is not None:
-                    channel.close()
+                log.exception("session failed peer=%r", peer.description)
+                session.tell(ServiceError("the DR service failed in a way nobody foresaw; its log says more"))
+            if peer.description != _LOCAL:
+                _answer(connection, answer)
+        except AnvilDrError as error:
+            self._turn_away(connection, error)
+        finally:
+            connection.close()
+            self._forget(thread)
+            if channel is not None:
+                channel.close()
 
     def _greet(self, connection: socket.socket) -> Tuple[Channel, Peer]:
-        """Who is there: a relay with a node behind it, or a program on this machine."""
-        connection.settimeout(_GREETING_SECONDS)
+        """Who is there: a relay with a node behind it, or a program on this machine. Raise ProtocolError."""
+        connection.settimeout(self._limits.greeting_seconds)
         try:
-            first = connection.recv(1, socket.MSG_PEEK)
+            if not connection.recv(1, socket.MSG_PEEK):
+                raise ProtocolError("a connection ended before it said anything")
+            if connection.recv(1, socket.MSG_PEEK) == relay.MAGIC[:1]:
+                introduction, in_fd, out_fd = relay.take_over(connection)
+                peer = Peer(introduction.peer, introduction.allowed, may_ask_status=False)
+                return self._channel(in_fd, out_fd), peer
+            user = _peer_user(connection)
+            if user not in self.direct_users:
+                raise ProtocolError(f"user {user} cannot speak to the service directly; use anvil-dr-receive")
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+            fd = os.dup(connection.fileno())
+            return self._channel(fd, fd), Peer(_LOCAL)
         except OSError as error:
-            raise ProtocolError("a connection said nothing") from error
-        if first == relay.MAGIC[:1]:
-            introduction, in_fd, out_fd = relay.take_over(connection)
-            return Channel(in_fd, out_fd), Peer(introduction.peer, introduction.allowed, may_ask_status=False)
-        user = _peer_user(connection)
-        if user not in (0, os.geteuid()):
-            raise NotAllowedError(f"of user {user} directly; use anvil-dr-receive")
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-        fd = os.dup(connection.fileno())
-        return Channel(fd, fd), Peer(_LOCAL)
+            raise ProtocolError(f"a connection did not come to a greeting: {error}") from error
 
-    def _register(self, channel: Channel) -> None:
+    def _channel(self, in_fd: int, out_fd: int) -> Channel:
+        return Channel(in_fd, out_fd, silence_seconds=self._limits.silence_seconds)
+
+    def _register(self, thread: threading.Thread, channel: Channel, peer: Peer, session: Session) -> None:
+        """Raise ServiceError if this node has as many sessions as one node may have."""
         with self._lock:
-            self._sessions[threading.current_thread()] = channel
+            of_node = sum(1 for one in self._sessions.values() if one.peer and one.peer.description == peer.description)
+            opened = self._sessions[thread]
+            opened.channel, opened.peer = channel, peer
             if self._stopping:
-                channel.abandon()
+                channel.abandon(_STOPPED)
+        if peer.description != _LOCAL and of_node >= self._limits.sessions_of_one_node:
+            error = ServiceError(f"{peer.description} has {of_node} sessions, as many as one node may have")
+            session.tell(error)
+            raise error
+
+    def _turn_away(self, connection: socket.socket, error: AnvilDrError) -> None:
+        """Say why to whoever connected, which a relay passes on, and close the connection."""
+        log.warning("a connection was turned away code=%s error=%s", error.code, error)
+        content = Error(error.code, str(error)).encode()
+        _answer(connection, frame_header(Kind.ERROR, len(content)) + content)
+        connection.close()
+
+    def _forget(self, thread: threading.Thread) -> None:
+        with self._lock:
+            self._sessions.pop(thread, None)
+
+    # — the end —
+
+    def _pause(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        poll.poll(_PAUSE_SECONDS * 1000)
 
     def _end_sessions(self) -> None:
         with self._lock:
             self._stopping = True
             running = list(self._sessions.items())
-        for _, channel in running:
-            if channel is not None:
-                channel.abandon()
+            for _, opened in running:
+                if opened.channel is not None:
+                    opened.channel.abandon(_STOPPED)
+                else:
+                    _shut(opened.connection)
+        deadline = time.monotonic() + self._limits.stop_seconds
         for thread, _ in running:
-            thread.join(_STOP_SECONDS)
+            thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                log.error("a session did not end within %g seconds", _STOP_SECONDS)
+                log.error("a session did not end within %g seconds", self._limits.stop_seconds)
 
     def _status(self) -> str:
         jobs = self._target.jobs()
@@ -168,6 +235,24 @@ class Service:
 
 
 _LOCAL = "this machine"
+_STOPPED = "the DR service was stopped"
+
+
+def _answer(connection: socket.socket, content: bytes) -> None:
+    """A few bytes on a fresh connection, which never have to wait for room. Whoever has gone is not missed."""
+    try:
+        connection.setblocking(False)
+        connection.send(content, socket.MSG_NOSIGNAL)
+    except OSError as error:
+        log.debug("nobody was there to be answered error=%s", error)
+
+
+def _shut(connection: socket.socket) -> None:
+    """Wake whoever waits for it."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        log.debug("a connection had ended already error=%s", error)
 
 
 def _peer_user(connection: socket.socket) -> int:

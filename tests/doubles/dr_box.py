@@ -12,6 +12,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 from anvil_dr import config, service, source
 from anvil_dr.channel import Channel
 from anvil_dr.cli import wiring
+from anvil_dr.limits import Limits
 from anvil_dr.protocol import JobPlan
 from anvil_dr.recover import recover
 from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
@@ -87,6 +88,7 @@ class DrBox:
             **changes,  # type: ignore[arg-type]
         )  # fmt: skip
         (folder / "state").mkdir(exist_ok=True)
+        self.limits = Limits()
 
     @contextmanager
     def running(self) -> Iterator[Target]:
@@ -96,7 +98,7 @@ class DrBox:
         recover(store, state)
         target = Target(self.config, store, state)
         listener = service.listen(self.config.socket)
-        served = service.Service(target, listener, lambda message: None)
+        served = service.Service(target, listener, lambda message: None, self.limits)
         thread = threading.Thread(target=served.run)
         thread.start()
         try:

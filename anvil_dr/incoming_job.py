@@ -1,0 +1,226 @@
+"""One job on the target: which of its servers are taken, and each of them seen through.
+
+Touches the session's conversation; receive.py does the work. An error of one server ends that server only.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import List, Sequence, Tuple
+
+from anvil_dr import admission
+from anvil_dr.channel import Channel
+from anvil_dr.conversation import Aborted, Conversation
+from anvil_dr.digest import SEGMENT_BYTES, Digester
+from anvil_dr.errors import AnvilDrError, ProtocolError
+from anvil_dr.model import JobRecord
+from anvil_dr.protocol import (
+    MAX_FIRMWARE_BYTES,
+    DiskBegin,
+    DiskEnd,
+    DiskReady,
+    Firmware,
+    Job,
+    JobDone,
+    JobPlan,
+    Kind,
+    Refusal,
+    ServerBegin,
+    ServerDone,
+    ServerEnd,
+    ServerFailed,
+    ServerOffer,
+    ServerPlan,
+    ServerReady,
+    decode,
+)
+from anvil_dr.receive import ServerReceiver
+from anvil_dr.target import JobProgress, Target
+
+log = logging.getLogger(__name__)
+
+
+class IncomingJob:
+    """A job that was announced, until its end."""
+
+    def __init__(
+        self,
+        target: Target,
+        channel: Channel,
+        conversation: Conversation,
+        digester: Digester,
+        node: str,
+        allowed: Sequence[str],
+    ) -> None:
+        self._target, self._channel, self._conversation = target, channel, conversation
+        self._digester, self._node, self._allowed = digester, node, allowed
+        self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
+
+    def run(self, job: Job) -> bool:
+        """See it through. False if a server of it failed or was refused. Raise ProtocolError."""
+        admission.check_job(job)
+        log.info("job begun job=%s name=%r node=%r", self._id, job.name, self._node)
+        accepted: List[ServerOffer] = []
+        try:
+            plans = self._admit(job, accepted)
+            self._conversation.send(JobPlan(self._id, tuple(plans)))
+            total = sum(disk.size_bytes for offer in accepted for disk in offer.disks)
+            progress = JobProgress(self._id, self._node, tuple(offer.name for offer in accepted), total)
+            done: List[str] = []
+            with self._target.running(progress):
+                for offer in accepted:
+                    if self._server(offer, progress):
+                        done.append(offer.name)
+                    progress.current_bytes = lambda: 0
+                    progress.finished_bytes += sum(disk.size_bytes for disk in offer.disks)
+                    self._target.vacate(offer.name, self._id)
+            self._conversation.take(Kind.JOB_END)
+            failed = tuple(offer.name for offer in job.servers if offer.name not in done)
+            self._conversation.send(JobDone(tuple(done), failed))
+            log.info("job ended job=%s succeeded=%s failed=%s", self._id, ",".join(done), ",".join(failed))
+            return not failed
+        finally:
+            for offer in accepted:
+                self._target.vacate(offer.name, self._id)
+
+    # — admission —
+
+    def _admit(self, job: Job, accepted: List[ServerOffer]) -> List[ServerPlan]:
+        """Say for each server whether it is taken. Those that are belong to this job from now on."""
+        plans: List[ServerPlan] = []
+        for offer in job.servers:
+            try:
+                warnings = self._admit_one(offer)
+            except AnvilDrError as error:
+                plans.append(self._refuse(offer, error))
+            else:
+                accepted.append(offer)
+                plans.append(ServerPlan(offer.name, None, warnings))
+        try:
+            self._promise(accepted)
+        except AnvilDrError as error:
+            # SPEC section 4: what does not fit as a whole is refused as a whole.
+            for offer in accepted:
+                self._target.vacate(offer.name, self._id)
+                plans = [p for p in plans if p.name != offer.name] + [self._refuse(offer, error)]
+            accepted.clear()
+        return plans
+
+    def _admit_one(self, offer: ServerOffer) -> Tuple[str, ...]:
+        warnings = admission.check_server(self._target, offer, self._allowed)
+        self._target.occupy(offer.name, self._id)
+        try:
+            # Alone first, so that what is wrong with one server does not refuse the others.
+            with self._target.names:
+                plan = admission.plan_servers(self._target, self._id, [offer])[offer.name]
+        except AnvilDrError:
+            self._target.vacate(offer.name, self._id)
+            raise
+        return warnings + plan.warnings
+
+    def _promise(self, accepted: Sequence[ServerOffer]) -> None:
+        if not accepted:
+            return
+        with self._target.names:
+            for server, plan in admission.plan_servers(self._target, self._id, accepted).items():
+                self._target.promise(self._id, server, admission.space_taken(plan))
+
+    def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
+        log.warning("server refused job=%s server=%r code=%s error=%s", self._id, offer.name, error.code, error)
+        if error.code in ("ServerActivated", "StoreFull", "ImageInUse", "Store", "Definition"):
+            now = self._target.now()
+            self._target.state.job_finished(JobRecord(self._id, offer.name, self._node, "failed", now, now, str(error)))
+        return ServerPlan(offer.name, Refusal(error.code, str(error)))
+
+    # — one server —
+
+    def _server(self, offer: ServerOffer, progress: JobProgress) -> bool:
+        begin = self._conversation.expect(ServerBegin)
+        if begin.server != offer.name:
+            raise ProtocolError(f"server {begin.server!r} began where {offer.name!r} was due")
+        started_at = self._target.now()
+        self._target.state.job_started(JobRecord(self._id, offer.name, self._node, "running", started_at))
+        before = self._channel.wire_bytes
+        receiver = ServerReceiver(self._target, self._channel, self._digester, self._id, self._node, offer)
+        progress.current_bytes = receiver.done_bytes
+        error = "the service failed in a way nobody foresaw; its log says more"
+        try:
+            with self._conversation.about(offer.name):
+                done = self._receive(receiver, offer, before)
+            error = ""
+            self._conversation.send(done)
+        except Aborted as aborted:
+            error = f"the node gave up: {aborted.message.message}"
+            self._conversation.send(ServerFailed(offer.name, aborted.message.code, aborted.message.message))
+        except ProtocolError as broken:
+            # Once its set is complete it has succeeded, whether or not the node could be told.
+            error = error and str(broken)
+            raise
+        except AnvilDrError as failed:
+            error = str(failed)
+            self._give_up(offer.name, failed)
+        finally:
+            receiver.close()
+            wire_bytes = self._channel.wire_bytes - before
+            self._target.state.job_finished(
+                JobRecord(
+                    self._id, offer.name, self._node, "failed" if error else "succeeded", started_at,
+                    self._target.now(), error or None, wire_bytes, receiver.written_bytes,
+                )
+            )  # fmt: skip
+            log.info(
+                "server ended job=%s server=%s state=%s wire_bytes=%d written_bytes=%d error=%r",
+                self._id, offer.name, "failed" if error else "succeeded", wire_bytes, receiver.written_bytes, error,
+            )  # fmt: skip
+        return not error
+
+    def _receive(self, receiver: ServerReceiver, offer: ServerOffer, before: int) -> ServerDone:
+        compare = receiver.begin()
+        self._conversation.send(
+            ServerReady(
+                offer.name, tuple(DiskReady(disk.name, compare[disk.name]) for disk in offer.disks), receiver.warnings
+            )
+        )
+        for name in offer.firmware:
+            self._firmware(receiver, name)
+        for _ in offer.disks:
+            self._disk(receiver, self._conversation.expect(DiskBegin).disk)
+        if self._conversation.expect(ServerEnd).server != offer.name:
+            raise ProtocolError(f"a server other than {offer.name!r} was ended")
+        received_at, path, made, warnings = receiver.complete()
+        wire_bytes = self._channel.wire_bytes - before
+        return ServerDone(offer.name, received_at, wire_bytes, receiver.written_bytes, path, made, warnings)
+
+    def _disk(self, receiver: ServerReceiver, name: str) -> None:
+        disk = receiver.disk(name, self._target.window)
+        while True:
+            kind, content = self._conversation.next()
+            if kind is Kind.DISK_END:
+                end = decode(DiskEnd, content)
+                self._conversation.send(receiver.disk_done(end.disk, end.digest))
+                return
+            disk.handle(kind, content)
+
+    def _firmware(self, receiver: ServerReceiver, name: str) -> None:
+        # Its size may be another than the one in the job: a TPM's state grows until its server is off.
+        announced = self._conversation.expect(Firmware)
+        if announced.name != name:
+            raise ProtocolError(f"firmware state {announced.name!r} is not due")
+        size_bytes = announced.size_bytes
+        if size_bytes > MAX_FIRMWARE_BYTES - receiver.firmware_bytes:
+            raise ProtocolError(f"there is too much firmware state: {name!r} has {size_bytes} bytes")
+        content = bytearray()
+        while len(content) < size_bytes:
+            part = self._conversation.take(Kind.FIRMWARE_DATA)
+            if not part or len(content) + len(part) > size_bytes:
+                raise ProtocolError(f"firmware state {name!r} has the wrong length")
+            content += part
+        receiver.firmware(name, bytes(content))
+
+    def _give_up(self, server: str, error: AnvilDrError) -> None:
+        log.warning("server failed job=%s server=%s code=%s error=%s", self._id, server, error.code, error)
+        # What a node may have sent before it hears of this: its firmware state, and the segments of the window.
+        under_way = MAX_FIRMWARE_BYTES + (self._target.window + 2) * SEGMENT_BYTES
+        with self._conversation.about(server):
+            self._conversation.fail(server, error, under_way)
