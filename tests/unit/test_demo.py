@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Callable, Iterator
@@ -41,6 +43,20 @@ def make_stage(
 
 def signal_ourselves() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+# — on a machine that lacks what the boot needs —
+
+
+@pytest.mark.parametrize("command", ["demo", "receive", "send", "status", "target"])
+def test_what_the_demo_runs_before_the_boot_needs_neither_libvirt_nor_systemd(command: str) -> None:
+    script = (
+        "import sys; from importlib import import_module; sys.path.insert(0, sys.argv[1]); "
+        "sys.modules.update(libvirt=None, libvirt_qemu=None, systemd=None); import_module('anvil_dr.cli.' + sys.argv[2])"
+    )
+    argv = [sys.executable, "-c", script, str(Path(__file__).resolve().parents[2]), command]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # — the server's disks —

@@ -1,0 +1,61 @@
+"""anvil-dr-target as a person starts it by hand, in a terminal of a session that systemd began."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Dict, Iterator
+
+import pytest
+
+TARGET = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-target"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    for folder in ("store", "definitions"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "target.yaml"
+    path.write_text(
+        f"name: dr01\nstore: fs:{tmp_path}/store\ndefinitions: {tmp_path}/definitions\n"
+        f"state: {tmp_path}/state\nruntime: {tmp_path}/run\n"
+    )
+    return path
+
+
+@pytest.fixture
+def serving(config: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    surroundings: Dict[str, str] = request.param
+    service = subprocess.Popen(
+        [str(TARGET), "--config", str(config)],
+        env={**os.environ, **surroundings},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield service
+    finally:
+        service.kill()
+        service.wait()
+
+
+@pytest.mark.parametrize(
+    "serving", [{}, {"JOURNAL_STREAM": "8:12345"}, {"LISTEN_FDS": "1", "LISTEN_PID": "1"}], indirect=True
+)
+def test_what_was_meant_for_another_process_does_not_lead_the_service_astray(
+    serving: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    assert serving.stderr is not None
+    said = ""
+    while "serving name=dr01" not in said:
+        line = serving.stderr.readline()
+        assert line, said
+        said += line
+    assert (tmp_path / "run" / "target.sock").is_socket()
+    serving.send_signal(signal.SIGTERM)
+    _, rest = serving.communicate(timeout=60)
+    assert serving.returncode == 0
+    assert "stopped name=dr01" in rest
