@@ -16,11 +16,13 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.text import Text
 
 from anvil_dr import words
 from anvil_dr.protocol import JobPlan
@@ -131,6 +133,14 @@ class Lines(Silent):
             self._broken = True
 
 
+class _RateColumn(ProgressColumn):
+    """rich's own counts in powers of 1000, and everything beside it in powers of 1024."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("?" if rate is None else f"{words.size(int(rate))}/s", style="progress.data.speed")
+
+
 class Bars(Silent):
     """A bar for each disk under way, and one for the job, with rates and times left."""
 
@@ -141,7 +151,7 @@ class Bars(Silent):
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            _RateColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[wire]} over the wire", markup=False),
             console=Console(file=stream),
