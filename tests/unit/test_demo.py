@@ -52,7 +52,8 @@ def signal_ourselves() -> None:
 def test_what_the_demo_runs_before_the_boot_needs_neither_libvirt_nor_systemd(command: str) -> None:
     script = (
         "import sys; from importlib import import_module; sys.path.insert(0, sys.argv[1]); "
-        "sys.modules.update(libvirt=None, libvirt_qemu=None, systemd=None); import_module('anvil_dr.cli.' + sys.argv[2])"
+        "sys.modules.update(libvirt=None, libvirt_qemu=None, systemd=None); "
+        "import_module('anvil_dr.cli.' + sys.argv[2])"
     )
     argv = [sys.executable, "-c", script, str(Path(__file__).resolve().parents[2]), command]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
