@@ -17,13 +17,15 @@ from anvil_dr.model import Owner, StoredImage
 from anvil_dr.source import open_source
 from anvil_dr.stores.directory import DirectoryStore
 
+QEMU = "qemu-system-x86_64"
 WEB = Owner("Web01", "Web01_0")
 
 
 @pytest.fixture(autouse=True)
-def qemu_utils() -> None:
-    if shutil.which("qemu-io") is None:
-        pytest.skip("qemu-utils is not installed")
+def qemu_is_there() -> None:
+    for program in (QEMU, "qemu-img", "qemu-io"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
 
 
 @pytest.fixture
@@ -38,13 +40,17 @@ def image(store: DirectoryStore, tmp_path: Path) -> StoredImage:
 
 @contextmanager
 def qemu_with(path: str, driver: str) -> Iterator[None]:
-    """A QEMU has it open for writing, meanwhile."""
-    # The first command says that it is open, on stderr, which is not buffered.
-    argv = ["qemu-io", "-f", driver, "-c", "no such command", "-c", "sleep 600000", path]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
+    """A server has it as its disk, paused before its first instruction."""
+    # With a real device: qemu-io shares its files with writers, which no server does.
+    argv = [QEMU, "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", "stdio"]
+    argv += ["-drive", f"file={path},format={driver},if=virtio"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
         try:
-            assert b"not found" in process.stderr.readline()
+            assert b"QMP" in process.stdout.readline()
+            process.stdin.write(b'{"execute": "qmp_capabilities"}\n')
+            process.stdin.flush()
+            assert b"return" in process.stdout.readline()  # now its devices are made
             yield
         finally:
             process.kill()
@@ -61,8 +67,8 @@ def is_taken_by_us(image: StoredImage) -> bool:
 
 def test_an_image_that_a_qemu_writes_is_in_use(store: DirectoryStore, image: StoredImage) -> None:
     with qemu_with(image.path, "raw"):
-        assert "qemu-io" in (store.user(image) or "")
-        with pytest.raises(ImageInUseError, match="qemu-io"):
+        assert "qemu-system" in (store.user(image) or "")
+        with pytest.raises(ImageInUseError, match="qemu-system"):
             store.open(image, writable=True)
         with pytest.raises(SourceError, match="running server"):
             open_source(image.path)
@@ -77,7 +83,7 @@ def test_an_image_under_an_overlay_is_in_use(store: DirectoryStore, image: Store
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.path, str(overlay)], check=True
     )
     with qemu_with(str(overlay), "qcow2"):
-        assert "qemu-io" in (store.user(image) or "")
+        assert "qemu-system" in (store.user(image) or "")
         with pytest.raises(ImageInUseError):
             store.open(image, writable=True)
         open_source(image.path).close()
