@@ -170,6 +170,6 @@ def _parse(line: bytes) -> Introduction:
         raise ProtocolError("its first line is not a relay's") from None
     if not isinstance(peer, str) or len(peer) > _PEER_CHARACTERS:
         raise ProtocolError("it says nothing sensible about where the session comes from")
-    if isinstance(allowed, list) or not all(isinstance(pattern, str) for pattern in allowed):
+    if not isinstance(allowed, list) or not all(isinstance(pattern, str) for pattern in allowed):
         raise ProtocolError("it says nothing sensible about which servers are allowed")
     return Introduction(peer, tuple(allowed))

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from anvil_dr import relay
 from anvil_dr.channel import Channel
@@ -70,16 +70,22 @@ class Service:
     """Accepts sessions until it is told to stop."""
 
     def __init__(
-        self, target: Target, listener: socket.socket, notify: Notify, limits: Optional[Limits] = None
+        self,
+        target: Target,
+        listener: socket.socket,
+        notify: Notify,
+        *,
+        limits: Optional[Limits] = None,
+        direct_users: Optional[FrozenSet[int]] = None,
     ) -> None:
+        """`direct_users` may speak without a relay, which would say what the other end may do; else root and ours."""
         self._target, self._listener, self._notify = target, listener, notify
         self._limits = limits or Limits()
+        self._direct_users = frozenset((0, os.geteuid())) if direct_users is None else direct_users
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._lock = threading.Lock()
         self._sessions: Dict[threading.Thread, _Open] = {}
         self._stopping = False
-        self.direct_users = {0, os.geteuid()}
-        """Who may speak to the socket without a relay, which would say what the other end may do."""
 
     def stop(self) -> None:
         """Make `run` return. May be called from a signal handler."""
@@ -165,7 +171,7 @@ class Service:
                 peer = Peer(introduction.peer, introduction.allowed, may_ask_status=False)
                 return self._channel(in_fd, out_fd), peer
             user = _peer_user(connection)
-            if user not in self.direct_users:
+            if user not in self._direct_users:
                 raise ProtocolError(f"user {user} cannot speak to the service directly; use anvil-dr-receive")
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 connection.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
 from anvil_dr import config, service, source
 from anvil_dr.channel import Channel
@@ -89,6 +89,7 @@ class DrBox:
         )  # fmt: skip
         (folder / "state").mkdir(exist_ok=True)
         self.limits = Limits()
+        self.direct_users: Optional[FrozenSet[int]] = None
 
     @contextmanager
     def running(self) -> Iterator[Target]:
@@ -98,7 +99,9 @@ class DrBox:
         recover(store, state)
         target = Target(self.config, store, state)
         listener = service.listen(self.config.socket)
-        served = service.Service(target, listener, lambda message: None, self.limits)
+        served = service.Service(
+            target, listener, lambda message: None, limits=self.limits, direct_users=self.direct_users
+        )
         thread = threading.Thread(target=served.run)
         thread.start()
         try:
