@@ -172,6 +172,8 @@ class Story:
             self._change()
             self._send("1M")
             self._show_sets("Only what has changed")
+            if number == 2:
+                self._tell.say("The rest of the new set was copied on the DR box itself, from the set before it.")
 
     def _edit_the_definition(self) -> None:
         self._tell.chapter("The DR box has less memory")
