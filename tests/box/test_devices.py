@@ -9,8 +9,9 @@ from typing import Iterator
 import pytest
 
 from anvil_dr import command
-from anvil_dr.errors import ImageIOError
+from anvil_dr.errors import ImageIOError, StoreError
 from anvil_dr.source import open_source
+from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.stores.open_image import BlockImage, FileImage, block_size_bytes
 from tests.contract.labs import DirectoryLab
 from tests.contract.test_stores import *  # noqa: F403  each test of the contract is one of this module too
@@ -38,6 +39,24 @@ def place(file_systems: None, request: pytest.FixtureRequest) -> Iterator[Direct
     lab = DirectoryLab(Path(f"/mnt/{request.param}/store"))
     yield lab
     lab.clean()
+
+
+def test_a_store_whose_file_system_is_not_mounted_fails_its_check(file_systems: None, tmp_path: Path) -> None:
+    fstab = tmp_path / "fstab"
+    fstab.write_text("/dev/ubda /mnt/xfs xfs defaults 0 2\n")
+    store = DirectoryStore("/mnt/xfs/store", list, fstab=str(fstab))
+    store.check()
+    run("umount", "/mnt/xfs")
+    try:
+        assert Path("/mnt/xfs/store").is_dir(), "which is the mount point's, below"
+        with pytest.raises(StoreError, match="/mnt/xfs, and it is not mounted"):
+            store.check()
+    finally:
+        run("mount", "/dev/ubda", "/mnt/xfs")
+    run("mount", "-o", "remount,ro", "/mnt/xfs")
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.check()
+    run("mount", "-o", "remount,rw", "/mnt/xfs")
 
 
 @pytest.fixture(scope="module")

@@ -250,17 +250,15 @@ def test_between_the_data_ranges_there_is_nothing_but_zeros(opened: Image) -> No
     for offset, data in (0, b"before"), (MIB + 7, b"one"), (5 * MIB, b"two" * 5000), (SIZE - 1, b"3"):
         write(opened, offset, data)
     opened.flush()
-    start, length = MIB + 5, SIZE - MIB - 5
 
-    ranges = list(opened.data_ranges(start, length))
-
-    rebuilt = bytearray(length)
-    end_of_last = start
-    for offset, size in ranges:
-        assert end_of_last <= offset < offset + size <= SIZE
-        rebuilt[offset - start : offset - start + size] = read(opened, offset, size)
-        end_of_last = offset + size
-    assert rebuilt == read(opened, start, length)
+    for start, length in (0, SIZE), (MIB + 5, SIZE - MIB - 5), (4, 5 * MIB), (2 * MIB, 10), (SIZE - 1, 100):
+        rebuilt = bytearray(min(length, SIZE - start))
+        end_of_last = start
+        for offset, size in opened.data_ranges(start, length):
+            assert end_of_last <= offset < offset + size <= start + len(rebuilt)
+            rebuilt[offset - start : offset - start + size] = read(opened, offset, size)
+            end_of_last = offset + size
+        assert rebuilt == read(opened, start, len(rebuilt)), (start, length)
     assert list(opened.data_ranges(SIZE, 100)) == []
 
 

@@ -39,11 +39,12 @@ def image(store: DirectoryStore, tmp_path: Path) -> StoredImage:
 
 
 @contextmanager
-def qemu_with(path: str, driver: str) -> Iterator[None]:
+def qemu_with(path: str, driver: str, share: str = "off") -> Iterator[None]:
     """A server has it as its disk, paused before its first instruction."""
     # With a real device: qemu-io shares its files with writers, which no server does.
     argv = [QEMU, "-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", "stdio"]
-    argv += ["-drive", f"file={path},format={driver},if=virtio"]
+    argv += ["-drive", f"file={path},format={driver},if=none,id=disk"]
+    argv += ["-device", f"virtio-blk-pci,drive=disk,share-rw={share}"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -75,6 +76,11 @@ def test_an_image_that_a_qemu_writes_is_in_use(store: DirectoryStore, image: Sto
         assert not is_taken_by_us(image)
     assert is_taken_by_us(image)
     assert store.user(image) is None
+
+
+def test_an_image_that_a_qemu_writes_and_shares_is_in_use(image: StoredImage) -> None:
+    with qemu_with(image.path, "raw", share="on"):
+        assert not is_taken_by_us(image)
 
 
 def test_an_image_under_an_overlay_is_in_use(store: DirectoryStore, image: StoredImage, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 from typing import List
@@ -124,6 +125,22 @@ def test_an_image_that_carries_such_a_lock_is_not_opened_for_writing(tmp_path: P
     store_in(tmp_path).open(image, writable=False).close()
     os.close(fd)
     store_in(tmp_path).open(image, writable=True).close()
+
+
+def test_a_lock_whose_holder_cannot_be_seen_counts_as_use(tmp_path: Path) -> None:
+    image = newest_in(tmp_path)
+    fd = os.open(image.path, os.O_RDWR)
+    assert qemu_lock.take(fd)
+    # On its way through a socket an open file belongs to no process, as it does to one of another namespace.
+    here, there = socket.socketpair()
+    socket.send_fds(here, [b"x"], [fd])
+    os.close(fd)
+    assert "cannot be seen" in (store_in(tmp_path).user(image) or "")
+    with pytest.raises(ImageInUseError):
+        store_in(tmp_path).remove(image)
+    here.close()
+    there.close()
+    assert store_in(tmp_path).user(image) is None
 
 
 def test_an_owner_that_becomes_known_later_has_its_images_from_then_on(tmp_path: Path) -> None:
