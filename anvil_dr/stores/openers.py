@@ -63,9 +63,17 @@ def _processes(match: _Match) -> Iterator[Opener]:
         if not entry.isdigit() or entry == own:
             continue
         process = os.path.join("/proc", entry)
-        if _has_open(os.path.join(process, "fd"), match):
+        if _has_open(os.path.join(process, "fd"), match) and not _is_being_started(process):
             name = _text(os.path.join(process, "comm")) or "?"
             yield Opener(f"process {entry} ({name})", name in PASSING)
+
+
+def _is_being_started(process: str) -> bool:
+    """True for a child of ours between fork and exec: until then it has open whatever we have open."""
+    parent = re.search(r"^PPid:\t(\d+)$", _text(os.path.join(process, "status")), re.MULTILINE)
+    if parent is None or int(parent[1]) != os.getpid():
+        return False
+    return _text(os.path.join(process, "cmdline")) == _text("/proc/self/cmdline")
 
 
 def _has_open(folder: str, match: _Match, besides: str = "") -> bool:

@@ -143,6 +143,23 @@ def test_a_lock_whose_holder_cannot_be_seen_counts_as_use(tmp_path: Path) -> Non
     assert store_in(tmp_path).user(image) is None
 
 
+def test_a_command_that_we_are_about_to_run_is_no_user(tmp_path: Path) -> None:
+    """Between fork and exec it has everything open that we have; another thread may look just then."""
+    image = newest_in(tmp_path)
+    opened = store_in(tmp_path).open(image, writable=False)
+    go, wait = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(wait)
+        os.read(go, 1)
+        os._exit(0)
+    assert store_in(tmp_path).user(image) is None
+    os.close(wait)
+    os.waitpid(child, 0)
+    os.close(go)
+    opened.close()
+
+
 def test_an_owner_that_becomes_known_later_has_its_images_from_then_on(tmp_path: Path) -> None:
     owners: List[Owner] = []
     store = DirectoryStore(str(tmp_path), lambda: owners)
