@@ -112,6 +112,9 @@ class _OpenImage:
 class FileImage(_OpenImage):
     """A regular file. Zeros become holes."""
 
+    _known_data: Tuple[int, int] = (0, 0)
+    """Where the last stretch of data that was looked for begins and ends."""
+
     def zero(self, offset_bytes: int, length_bytes: int) -> None:
         self._check_range("zero", offset_bytes, length_bytes)
         if length_bytes == 0:
@@ -127,17 +130,24 @@ class FileImage(_OpenImage):
     def data_ranges(self, offset_bytes: int, length_bytes: int) -> Iterator[Tuple[int, int]]:
         position, end = offset_bytes, min(offset_bytes + length_bytes, self._size_bytes)
         while position < end:
+            first, last = self._known_data
             try:
-                start = os.lseek(self._fd, position, os.SEEK_DATA)
-                if start >= end:
-                    return
-                stop = min(os.lseek(self._fd, start, os.SEEK_HOLE), end)
+                if first <= position < last:
+                    start = position
+                else:
+                    start = os.lseek(self._fd, position, os.SEEK_DATA)
+                    if start >= end:
+                        return
+                    # Some file systems look at every page up to the hole: once for each stretch is enough. If part
+                    # of it becomes a hole meanwhile, it still may be read as data.
+                    last = os.lseek(self._fd, start, os.SEEK_HOLE)
+                    self._known_data = start, last
             except OSError as error:
                 if error.errno == errno.ENXIO:  # nothing but a hole up to the end (lseek(2))
                     return
                 raise self._failure("find the data", position, error) from error
-            yield start, stop - start
-            position = stop
+            position = min(last, end)
+            yield start, position - start
 
 
 class BlockImage(_OpenImage):
