@@ -1,4 +1,4 @@
-"""May this job be taken? Checks what a node announces, and plans where its images go, before anything changes.
+"""May this job be taken? Checks it against what is here, and plans where its images go, before anything changes.
 
 Reads the store and the state; claims names; changes nothing else.
 """
@@ -15,7 +15,6 @@ from anvil_dr.cycle import images_of
 from anvil_dr.errors import (
     ImageInUseError,
     NotAllowedError,
-    ProtocolError,
     ServerActivatedError,
     StoreError,
 )
@@ -30,15 +29,7 @@ from anvil_dr.model import (
     Step,
     StoredImage,
 )
-from anvil_dr.protocol import (
-    MAX_DISKS,
-    MAX_FIRMWARE_BYTES,
-    MAX_FIRMWARE_FILES,
-    MAX_SERVERS,
-    DiskOffer,
-    Job,
-    ServerOffer,
-)
+from anvil_dr.protocol import DiskOffer, ServerOffer
 from anvil_dr.target import Target
 
 log = logging.getLogger(__name__)
@@ -65,33 +56,14 @@ class _Intent:
     warnings: Tuple[str, ...]
 
 
-def check_job(job: Job) -> None:
-    """Raise ProtocolError for a job that no node would send."""
-    names = [offer.name for offer in job.servers]
-    if not names or len(names) > MAX_SERVERS:
-        raise ProtocolError(f"a job has 1 to {MAX_SERVERS} servers; this one has {len(names)}")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ProtocolError(f"server {twice[0]!r} is in the job twice")
-
-
 def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
     """Raise what is wrong with one server of a job; return warnings about its definition. Claims its names."""
-    naming.check_server_name(offer.name)
     if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
         raise NotAllowedError(offer.name)
-    disks = [disk.name for disk in offer.disks]
-    if not disks or len(disks) > MAX_DISKS:
-        raise ProtocolError(f"server {offer.name}: 1 to {MAX_DISKS} disks were expected, there are {len(disks)}")
-    if len(set(disks)) < len(disks) or len({disk.path for disk in offer.disks}) < len(disks):
-        raise ProtocolError(f"server {offer.name}: two of its disks have the same name or path")
     for disk in offer.disks:
-        if disk.size_bytes < 1:
-            raise ProtocolError(f"server {offer.name} disk {disk.name}: its size is {disk.size_bytes} bytes")
         naming.check_image_names(
             Owner(offer.name, disk.name), target.store.kind, target.config.store.locations, target.config.copies
         )
-    _check_firmware(offer)
     warnings = make_definition(target, offer).warnings
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
@@ -208,13 +180,3 @@ def _alone(target: Target, server: str) -> str:
     return (
         f"server {server} has one copy and no cache drive: until this job has succeeded there is no complete set of it"
     )
-
-
-def _check_firmware(offer: ServerOffer) -> None:
-    if len(offer.firmware) > MAX_FIRMWARE_FILES or sum(offer.firmware.values()) > MAX_FIRMWARE_BYTES:
-        raise ProtocolError(f"server {offer.name}: there is too much firmware state")
-    for name in offer.firmware:
-        kind, _, file = name.partition("/")
-        if name != "nvram" and (kind != "tpm" or not file or file in (".", "..") or "/" in file or "\0" in file):
-            raise ProtocolError(f"server {offer.name}: {name!r} is no firmware state")
-

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Iterator, Optional, Tuple, Type
 
 from anvil_dr.channel import Channel, frame_buffer
@@ -24,6 +25,7 @@ from anvil_dr.protocol import (
     ServerFailed,
     decode,
 )
+from anvil_dr.words import printable
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +107,12 @@ class Conversation:
     def _received(self, largest_bytes: int) -> Tuple[Kind, memoryview]:
         kind, content = self._channel.receive(self._buffer, largest_bytes=largest_bytes)
         if kind is Kind.ERROR:
-            raise PeerGoneError(f"the node gave up: {decode(Error, content).message}")
+            raise PeerGoneError(f"the node gave up: {printable(decode(Error, content).message)}")
         if kind is Kind.SERVER_ABORT:
             abort = decode(ServerAbort, content)
             if abort.server != self._server:
                 raise ProtocolError(f"server {abort.server!r} was given up, which is not being sent")
-            raise Aborted(abort)
+            raise Aborted(replace(abort, message=printable(abort.message)))
         return kind, content
 
     @staticmethod

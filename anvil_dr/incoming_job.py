@@ -9,7 +9,7 @@ import logging
 import uuid
 from typing import List, Sequence, Tuple
 
-from anvil_dr import admission
+from anvil_dr import admission, announcement
 from anvil_dr.channel import Channel
 from anvil_dr.conversation import Aborted, Conversation
 from anvil_dr.digest import SEGMENT_BYTES, Digester
@@ -59,7 +59,7 @@ class IncomingJob:
 
     def run(self, job: Job) -> bool:
         """See it through. False if a server of it failed or was refused. Raise ProtocolError."""
-        admission.check_job(job)
+        announcement.check_job(job)
         log.info("job begun job=%s name=%r node=%r", self._id, job.name, self._node)
         accepted: List[ServerOffer] = []
         try:
@@ -108,6 +108,7 @@ class IncomingJob:
         return plans
 
     def _admit_one(self, offer: ServerOffer) -> Tuple[str, ...]:
+        announcement.check_server(offer)
         warnings = admission.check_server(self._target, offer, self._allowed)
         self._target.occupy(offer.name, self._id)
         try:
@@ -159,7 +160,7 @@ class IncomingJob:
             raise
         except AnvilDrError as failed:
             error = str(failed)
-            self._give_up(offer.name, failed)
+            self._give_up(offer, failed)
         finally:
             receiver.close()
             wire_bytes = self._channel.wire_bytes - before
@@ -218,9 +219,10 @@ class IncomingJob:
             content += part
         receiver.firmware(name, bytes(content))
 
-    def _give_up(self, server: str, error: AnvilDrError) -> None:
-        log.warning("server failed job=%s server=%s code=%s error=%s", self._id, server, error.code, error)
+    def _give_up(self, offer: ServerOffer, error: AnvilDrError) -> None:
+        log.warning("server failed job=%s server=%s code=%s error=%s", self._id, offer.name, error.code, error)
         # What a node may have sent before it hears of this: its firmware state, and the segments of the window.
-        under_way = MAX_FIRMWARE_BYTES + (self._target.window + 2) * SEGMENT_BYTES
-        with self._conversation.about(server):
-            self._conversation.fail(server, error, under_way)
+        firmware_bytes = MAX_FIRMWARE_BYTES if offer.firmware else 0
+        under_way_bytes = firmware_bytes + (self._target.window + 2) * SEGMENT_BYTES
+        with self._conversation.about(offer.name):
+            self._conversation.fail(offer.name, error, under_way_bytes)
