@@ -1,6 +1,6 @@
 """Which set a server boots from, and which path of its definition each image stands in for.
 
-Pure. The definition file is never changed (SPEC section 7): other paths go into a copy in memory.
+Pure. The definition file is never changed (SPEC section 7): other paths go into a copy in memory (boot_xml.py).
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
-from lxml import etree
-
-from anvil_dr import definition, sets
+from anvil_dr import sets
 from anvil_dr.definition import DiskRequirement
 from anvil_dr.findings import Finding, problem, warning
 from anvil_dr.model import Activation, ImageSet, Owner, Sequence, StoredImage
@@ -116,13 +114,3 @@ def bind(
         findings.append(warning(f"set {chosen.sequence} also has {listed(unused)}, which the definition doesn't name"))
     return Binding(images, tuple(findings))
 
-
-def with_disk_paths(xml: str, paths: Mapping[str, str]) -> str:
-    """The definition with other paths for some of its disks. Raise DefinitionError."""
-    root = definition.parse(xml).root
-    for source in root.iterfind("devices/disk/source"):
-        for name in ("file", "dev"):
-            path = source.get(name)
-            if path is not None and path in paths:
-                source.set(name, paths[path])
-    return etree.tostring(root, encoding="unicode")

@@ -1,14 +1,17 @@
 """What this machine has: paths, network interfaces, devices, ports. Changes nothing.
 
-Reads stat(2) and /sys, and binds a socket for a moment to see whether another could.
+Reads stat(2), /sys and /proc/meminfo, and binds a socket for a moment to see whether another could.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from pathlib import Path
+
+import psutil
 
 from anvil_dr.ports import PathFacts
 
@@ -47,6 +50,13 @@ class LocalHost:
             for device in self._sys.glob("bus/usb/devices/*")
         )
 
+    def has_iommu(self) -> bool:
+        """Without one there are no groups of devices (Documentation/driver-api/vfio.rst)."""
+        return any(self._sys.glob("kernel/iommu_groups/*"))
+
+    def available_memory_bytes(self) -> int:
+        return int(psutil.virtual_memory().available)
+
     def free_hugepages_bytes(self) -> int:
         """Of all sizes together (Documentation/admin-guide/mm/hugetlbpage.rst)."""
         free_bytes = 0
@@ -63,7 +73,9 @@ class LocalHost:
                 attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 attempt.bind(where)
         except OSError as error:
-            return error.strerror or str(error)
+            # Where we may have no sockets of this kind at all, as in the service, that says nothing of the port.
+            unable = error.errno in (errno.EAFNOSUPPORT, errno.EPERM)
+            return "" if unable else error.strerror or str(error)
         return ""
 
     def _has(self, folder: str, name: str) -> bool:

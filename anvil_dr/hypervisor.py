@@ -13,8 +13,8 @@ from typing import Any, Callable, Dict, Final, Iterator, Optional, Tuple, Type
 
 import libvirt  # type: ignore[import-untyped, unused-ignore]
 import libvirt_qemu  # type: ignore[import-untyped, unused-ignore]
-from lxml import etree
 
+from anvil_dr import domain_capabilities
 from anvil_dr.errors import HypervisorError
 from anvil_dr.ports import Domain, DomainCapabilities, DomainState, HostFacts, Network, Platform
 
@@ -45,7 +45,7 @@ def connect(uri: str) -> LibvirtHypervisor:
 
 
 class LibvirtHypervisor:
-    """One connection to libvirt; a ports.Hypervisor. For one thread at a time."""
+    """One connection to libvirt; a ports.Hypervisor. libvirt lets any number of threads use it."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -152,24 +152,17 @@ class LibvirtHypervisor:
             networks = _unless_unsupported(self._connection.listAllNetworks) or ()
             return tuple(sorted((Network(n.name(), bool(n.isActive())) for n in networks), key=lambda n: n.name))
 
+    def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
+        with _asking("cannot ask what this host can run"):
+            return domain_capabilities.read_machines(self._connection.getCapabilities(), arch)
+
     def capabilities(self, platform: Platform) -> Optional[DomainCapabilities]:
         wanted = (platform.emulator, platform.arch, platform.machine, platform.virt_type)
         with _asking("this host cannot run it"):
             text = _unless_unsupported(lambda: self._connection.getDomainCapabilities(*wanted, 0))
         if text is None:
             return None
-        root = _parse(text)
-        limit = root.find("vcpu")
-        return DomainCapabilities(
-            machine=root.findtext("machine", ""),
-            max_cpus=int(limit.get("max", "0")) if limit is not None else None,
-            cpu_modes=_texts(root, "cpu/mode[@supported='yes']/@name"),
-            cpu_models=_texts(root, "cpu/mode[@name='custom']/model/text()"),
-            usable_cpu_models=_texts(root, "cpu/mode[@name='custom']/model[@usable='yes']/text()"),
-            loaders=_texts(root, "os/loader/value/text()"),
-            tpm_backends=_texts(root, "devices/tpm[@supported='yes']/enum[@name='backendModel']/value/text()"),
-            tpm_versions=_texts(root, "devices/tpm[@supported='yes']/enum[@name='backendVersion']/value/text()"),
-        )
+        return domain_capabilities.read_domain_capabilities(text)
 
     def cpu_problem(self, cpu_xml: str, platform: Platform) -> str:
         # With this flag libvirt raises the names of the features instead of returning a bare "incompatible".
@@ -274,23 +267,13 @@ def _state(domain: Any) -> DomainState:
 
 
 def _value(domain: Any) -> Domain:
-    sources = _texts(_parse(domain.XMLDesc(0)), "devices/disk//source/@file | devices/disk//source/@dev")
     return Domain(
         name=domain.name(),
         uuid=domain.UUIDString(),
         state=_state(domain),
         persistent=bool(domain.isPersistent()),
-        disk_paths=tuple(dict.fromkeys(sources)),
+        disk_paths=domain_capabilities.disk_sources(domain.XMLDesc(0)),
     )
-
-
-def _parse(text: str) -> etree._Element:
-    return etree.fromstring(text, etree.XMLParser(resolve_entities=False, no_network=True))
-
-
-def _texts(root: etree._Element, path: str) -> Tuple[str, ...]:
-    found = root.xpath(path)
-    return tuple(str(text) for text in found) if isinstance(found, list) else ()
 
 
 def _why_no_connection(uri: str, error: Any) -> str:

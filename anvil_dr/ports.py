@@ -6,9 +6,9 @@ Imports only model. Every method may raise the errors it names; no method return
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Literal, Optional, Protocol, Tuple
+from typing import Callable, ContextManager, Iterable, Iterator, Literal, Optional, Protocol, Tuple
 
-from anvil_dr.model import Location, Owner, Sequence, StoredImage
+from anvil_dr.model import CacheDrive, Location, Owner, Sequence, StoredImage
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,45 @@ OwnerSource = Callable[[], Iterable[Owner]]
 """Where a store that cannot tag its images learns whose they are: the state database."""
 
 
+# — cache drives —
+
+
+class CacheFolder(Protocol):
+    """One cache drive while it is in use: it is mounted, and stays so until it is let go."""
+
+    @property
+    def drive(self) -> CacheDrive: ...
+
+    @property
+    def folder(self) -> str:
+        """The root of its file system. Nothing may be written there by path unless `check` has just been called."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Images as ordinary files in that root. It never creates or opens one elsewhere, whatever is mounted."""
+        ...
+
+    def check(self) -> None:
+        """Raise CacheDriveError if the drive is gone, or cannot be written to any more."""
+        ...
+
+
+class CacheDrives(Protocol):
+    """The drives of this machine that carry the cache signature (SPEC section 5)."""
+
+    def survey(self) -> Tuple[CacheDrive, ...]:
+        """Every drive that could be one: those that can be used in that order, then the others with their problem.
+
+        Changes nothing on any of them. Raise CacheDriveError.
+        """
+        ...
+
+    def use(self, drive: CacheDrive) -> ContextManager[CacheFolder]:
+        """Mount it if need be, and unmount it again when nobody uses it any more. Raise CacheDriveError."""
+        ...
+
+
 # — the hypervisor —
 
 DomainState = Literal["running", "paused", "suspended", "shutting down", "shut off", "crashed", "gone"]
@@ -234,6 +273,10 @@ class Hypervisor(Protocol):
 
     def networks(self) -> Tuple[Network, ...]: ...
 
+    def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
+        """The machine types that it has for this architecture, or the host's own; empty if it cannot say."""
+        ...
+
     def capabilities(self, platform: Platform) -> Optional[DomainCapabilities]:
         """What it can give to such a domain; None if it cannot say.
 
@@ -298,6 +341,14 @@ class Host(Protocol):
 
     def has_usb_device(self, vendor: str, product: str) -> bool:
         """Four hexadecimal digits each."""
+        ...
+
+    def has_iommu(self) -> bool:
+        """True if the kernel could give a PCI device to a guest."""
+        ...
+
+    def available_memory_bytes(self) -> int:
+        """What can be had without swapping: MemAvailable of proc(5)."""
         ...
 
     def free_hugepages_bytes(self) -> int: ...

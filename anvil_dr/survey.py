@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from anvil_dr import definition_files, sets
+from anvil_dr import definition, definition_files, sets
 from anvil_dr.boot_plan import Found
 from anvil_dr.definition_files import DefinitionFile
+from anvil_dr.errors import DefinitionError
 from anvil_dr.model import StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.state import State
@@ -46,11 +47,23 @@ def survey(store: Store, state: Optional[State], definitions: str) -> Survey:
                 _problem(files.get(server)),
                 sets.of_server(assembled, server),
                 activations.get(server),
+                _drift(files.get(server), state),
             )
             for server in names
         ),
         images,
     )
+
+
+def _drift(file: Optional[DefinitionFile], state: Optional[State]) -> Tuple[str, ...]:
+    source = state.source_definition(file.server) if state is not None and file is not None else None
+    if file is None or source is None:
+        return ()
+    try:
+        return definition.differences(source.xml, file.xml, source.left_out)
+    except DefinitionError:
+        # What is wrong with the definition here is said elsewhere; the source's is only a comparison.
+        return ()
 
 
 def _problem(file: Optional[DefinitionFile]) -> Optional[str]:

@@ -123,6 +123,8 @@ class Requirements:
     hostdevs: Tuple[HostdevRequirement, ...]
     graphics: Tuple[GraphicsRequirement, ...]
     tpm: Optional[TpmRequirement]
+    has_agent: bool
+    """Whether it has a channel for a guest agent. Only the guest knows whether one listens."""
     hugepages: bool
     cpuset: Optional[str]
     """The host's CPUs that the guest is bound to."""
@@ -173,6 +175,9 @@ def requirements(xml: str) -> Requirements:
         hostdevs=_devices(root, "hostdev", _hostdev),
         graphics=_devices(root, "graphics", _graphics),
         tpm=_tpm(root.find("devices/tpm")),
+        has_agent=any(
+            target.get("name") == "org.qemu.guest_agent.0" for target in root.iterfind("devices/channel/target")
+        ),
         hugepages=root.find("memoryBacking/hugepages") is not None,
         cpuset=attribute_of(root, "vcpu", "cpuset"),
         lines=_lines(root),

@@ -102,6 +102,9 @@ class FakeHypervisor:
     def networks(self) -> Tuple[Network, ...]:
         return self.known_networks
 
+    def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
+        return ("pc-i440fx-7.2", "pc-q35-5.2", "pc-q35-7.2", "q35") if self.capable is not None else ()
+
     def capabilities(self, platform: Platform) -> Optional[DomainCapabilities]:
         if self.platform_error:
             raise HypervisorError(self.platform_error)
@@ -132,6 +135,8 @@ class FakeHost:
     interfaces: FrozenSet[str] = frozenset()
     devices: FrozenSet[str] = frozenset()
     hugepages_bytes: int = 0
+    iommu: bool = True
+    available_bytes: int = 48 * GIB
     taken: Mapping[Tuple[str, int], str] = field(default_factory=dict)
 
     def path(self, path: str) -> PathFacts:
@@ -145,6 +150,12 @@ class FakeHost:
 
     def has_usb_device(self, vendor: str, product: str) -> bool:
         return f"{vendor}:{product}" in self.devices
+
+    def has_iommu(self) -> bool:
+        return self.iommu
+
+    def available_memory_bytes(self) -> int:
+        return self.available_bytes
 
     def free_hugepages_bytes(self) -> int:
         return self.hugepages_bytes

@@ -6,7 +6,8 @@ from typing import List, Optional, Tuple
 
 import pytest
 
-from anvil_dr.boot_images import bind, choose_set, with_disk_paths
+from anvil_dr.boot_images import bind, choose_set
+from anvil_dr.boot_xml import with_disk_paths
 from anvil_dr.definition import DiskRequirement
 from anvil_dr.findings import Finding
 from anvil_dr.model import INCOMPLETE, Activation, ImageSet, Owner, Sequence, SetRecord, StoredImage

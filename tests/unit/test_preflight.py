@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from anvil_dr.boot_subject import Answers, HostView, Subject
 from anvil_dr.definition import requirements
 from anvil_dr.findings import Finding
 from anvil_dr.ports import Domain, HostFacts, PathFacts
-from anvil_dr.preflight import Answers, HostView, Subject, check, own_domain
+from anvil_dr.preflight import check, own_domain
+from anvil_dr.preflight_machine import nearest_machine
 from tests.doubles.hypervisor import CAPABLE, GIB
 
 PATH = "/dev/anvil-dr/Web01_d_1"
@@ -59,7 +61,7 @@ def test_every_problem_says_what_to_do_and_where() -> None:
     finding = only(with_device("<interface type='bridge'><source bridge='ifn1_bridge1'/></interface>"))
     assert finding.fatal
     assert finding.text == "there is no bridge ifn1_bridge1 here"
-    assert finding.advice == "make it, or change the interface: line 10 of /shared/definitions/Web01.xml"
+    assert finding.advice.endswith("name one that is: edit /shared/definitions/Web01.xml line 10")
 
 
 @pytest.mark.parametrize(
@@ -185,11 +187,37 @@ def test_kvm_that_is_missing_is_called_by_its_name() -> None:
     assert only(answers=Answers(platform_error=error)).text == "KVM is not available here"
 
 
-def test_a_machine_type_that_is_missing_is_told_in_libvirts_words() -> None:
+def test_a_machine_type_that_is_missing_is_named_with_the_nearest_that_is_here() -> None:
+    text = TEXT.replace("pc-q35-7.2", "pc-q35-rhel9.4.0")
+    here = ("pc-i440fx-7.2", "pc-q35-6.2", "pc-q35-10.0", "q35")
+    finding = only(text, Answers(platform_error="no such machine", machines=here))
+    assert finding.text == "it wants machine type pc-q35-rhel9.4.0, which is not here; this host has pc-q35-10.0"
+    assert finding.advice == "edit /shared/definitions/Web01.xml line 6"
+
+
+def test_another_reason_of_the_platform_is_told_in_libvirts_words() -> None:
     error = "this host cannot run it: machine type 'pc-q35-rhel9.4.0' is not supported"
     finding = only(answers=Answers(platform_error=error))
     assert finding.text == error
-    assert "line 6 of" in finding.advice
+    assert "Web01.xml line 6" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nearest"),
+    [("pc-q35-rhel9.4.0", "pc-q35-7.2"), ("q35", "pc-q35-7.2"), ("pc-i440fx-rhel7", "pc-i440fx-6.2"), ("s390-ccw", "")],
+)
+def test_the_nearest_machine_is_the_newest_of_its_family(wanted: str, nearest: str) -> None:
+    assert nearest_machine(wanted, ("pc-i440fx-6.2", "pc-q35-5.2", "pc-q35-7.2", "microvm")) == nearest
+
+
+def test_a_pci_device_needs_an_iommu() -> None:
+    text = with_device(
+        "<hostdev mode='subsystem' type='pci'><source>"
+        "<address domain='0x0000' bus='0x3b' slot='0x00' function='0x0'/></source></hostdev>"
+    )
+    there = replace(VIEW, devices=frozenset({"pci:0000:3b:00.0"}))
+    assert check(subject(text), there) == ()
+    assert "IOMMU is off" in only(text, view=replace(there, has_iommu=False)).text
 
 
 def test_no_firmware_and_no_tpm_emulator_name_the_package() -> None:

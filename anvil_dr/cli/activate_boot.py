@@ -1,0 +1,216 @@
+"""The main way of `anvil-activate-dr`: shows the plan, asks, boots, and says how it ended.
+
+Touches what the other modules touch for it, the terminal, and this process's signal handlers while it boots.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any, Callable, Dict, Final, FrozenSet, Iterator, List, Optional, Tuple
+
+from anvil_dr import activate, activation_json, activation_text, boot, boot_record, survey
+from anvil_dr.activate import Request
+from anvil_dr.boot_plan import BootPlan, Outcome
+from anvil_dr.cli import activate_view
+from anvil_dr.config import Config
+from anvil_dr.errors import StateError
+from anvil_dr.host import LocalHost
+from anvil_dr.ports import Hypervisor, Store
+from anvil_dr.state import State
+from anvil_dr.survey import Survey
+from anvil_dr.target import utc_now
+from anvil_dr.words import listed
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS: Final = 60.0
+"""How long somebody at a terminal is shown guests that have not answered yet."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """What this command works on."""
+
+    config: Config
+    store: Store
+    state: Optional[State]
+    warnings: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How it is to be done."""
+
+    check: bool
+    yes: bool
+    as_json: bool
+    answer_seconds: Optional[float]
+
+
+def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
+    """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
+    seen = survey.survey(box.store, box.state, box.config.definitions)
+    planner = _Planner(box, seen, hypervisor)
+    plan = planner.plan(request)
+    if not manner.as_json:
+        _show(plan, box.config)
+    if manner.check:
+        if manner.as_json:
+            activate_view.show_json(activation_json.plan_to_json(plan, None))
+        return 1 if plan.blocked or not plan.servers else 0
+    typed: FrozenSet[str] = frozenset()
+    if not manner.yes:
+        typed = _ask_for_force(plan)
+        if typed:
+            plan = planner.plan(replace(request, forced=typed))
+            _show(plan, box.config)
+    outcomes: Tuple[Outcome, ...] = ()
+    began = time.monotonic()
+    if plan.ready:
+        if not manner.yes and not _says_yes(activation_text.question(plan)):
+            print("Nothing was booted.")
+            return 1
+        began = time.monotonic()
+        outcomes = _boot(box, plan, manner, hypervisor)
+    _mark_running(box, plan)
+    seconds = time.monotonic() - began
+    record = _record(box, plan, outcomes, request, typed)
+    _end(plan, outcomes, seconds, record, manner)
+    failed = any(outcome.error is not None for outcome in outcomes)
+    return 1 if failed or plan.blocked or not plan.servers else 0
+
+
+class _Planner:
+    """Makes the plan anew when the admin decides something."""
+
+    def __init__(self, box: Box, seen: Survey, hypervisor: Hypervisor) -> None:
+        self._box, self._seen, self._hypervisor = box, seen, hypervisor
+
+    def plan(self, request: Request) -> BootPlan:
+        box = self._box
+        return activate.plan(
+            self._seen,
+            request,
+            box.config.activation,
+            box.store,
+            self._hypervisor,
+            LocalHost(),
+            warnings=box.warnings,
+        )
+
+
+def _show(plan: BootPlan, config: Config) -> None:
+    if plan.servers:
+        activate_view.show_plan(plan)
+    else:
+        print(nothing_here(config))
+
+
+def nothing_here(config: Config) -> str:
+    """Why there is an empty table."""
+    places = listed(config.store.locations)
+    return (
+        f"There is nothing to boot: no definition in {config.definitions}, and no image in {places}.\n"
+        "Is the store mounted, and is this the right configuration?"
+    )
+
+
+def _ask_for_force(plan: BootPlan) -> FrozenSet[str]:
+    """Servers whose names were typed in, of those that only a sign of life keeps down."""
+    candidates = [planned.server for planned in plan.blocked if planned.may_be_forced]
+    while candidates:
+        typed = activate_view.ask(activation_text.force_question(candidates)).replace(",", " ").split()
+        unknown = sorted(set(typed) - set(candidates))
+        if not unknown:
+            return frozenset(typed)
+        print(f"{listed(unknown)}: not one of them.")
+    return frozenset()
+
+
+def _says_yes(question: str) -> bool:
+    return activate_view.ask(question).lower() in ("y", "yes")
+
+
+def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> Tuple[Outcome, ...]:
+    stream = sys.stderr if manner.as_json else sys.stdout
+    answer_seconds = manner.answer_seconds
+    if answer_seconds is None:
+        answer_seconds = ANSWER_SECONDS if stream.isatty() else 0.0
+    progress = activate_view.Progress(activate_view.widths(plan.servers), stream)
+    with _until_stopped() as stopped:
+        return boot.execute(
+            plan, hypervisor, box.state, user(), progress, answer_seconds=answer_seconds, stopped=stopped
+        )
+
+
+@contextmanager
+def _until_stopped() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C ends the waiting, not the servers; and a terminal that is lost ends nothing."""
+    came: List[int] = []
+
+    def handle(number: int, frame: Optional[FrameType]) -> None:
+        came.append(number)
+
+    before: Dict[signal.Signals, Any] = {}
+    for one in (signal.SIGINT, signal.SIGTERM):
+        before[one] = signal.signal(one, handle)
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _mark_running(box: Box, plan: BootPlan) -> None:
+    """Servers that somebody started by hand: when they are shut down, no job may write over what they wrote."""
+    for planned in plan.servers:
+        chosen = planned.draft.chosen
+        if planned.state != "running" or planned.draft.activated or chosen is None or box.state is None:
+            continue
+        try:
+            if isinstance(chosen.sequence, int):
+                box.state.activate(planned.server, chosen.sequence, user())
+        except StateError as error:
+            log.warning("%s cannot be marked as activated: %s", planned.server, error)
+
+
+def _record(
+    box: Box, plan: BootPlan, outcomes: Tuple[Outcome, ...], request: Request, typed: FrozenSet[str]
+) -> Optional[str]:
+    """Who did it, and what of it was against a sign of life. The path of the record; None if none was kept."""
+    who, at = user(), utc_now()
+    forced = {
+        planned.server: "its name was typed in" if planned.server in typed else "--force"
+        for planned in plan.ready
+        if any(one.forceable for one in planned.draft.findings)
+    }
+    for server, how in forced.items():
+        log.warning("booted against a sign of life server=%s user=%s at=%s how=%s", server, who, at, how)
+    record = {"user": who, "forced": forced, "memory_bytes": dict(request.memory_bytes)}
+    folders = (os.path.join(box.config.state, "records"), os.path.join(box.config.runtime, "records"))
+    return boot_record.write(folders, "activation", at, {**record, **activation_json.plan_to_json(plan, outcomes)})
+
+
+def _end(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, record: Optional[str], manner: Manner) -> None:
+    if manner.as_json:
+        activate_view.show_json({**activation_json.plan_to_json(plan, outcomes), "record": record})
+        return
+    try:
+        activate_view.show(activation_text.end_lines(plan, outcomes, seconds))
+        print(f"Record: {record}" if record else "No record could be kept: keep what stands above.")
+    except OSError:
+        log.warning("the terminal is gone; record=%s", record)
+
+
+def user() -> str:
+    """Who types: root is nobody in particular."""
+    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
