@@ -97,6 +97,14 @@ class ImageInUseError(StoreError):
         super().__init__(f"image {image} is in use by {user}", image=image)
 
 
+class CacheDriveError(StoreError):
+    """A cache drive cannot be used, failed or is gone. Names it."""
+
+    def __init__(self, drive: str, reason: str) -> None:
+        self.drive = drive
+        super().__init__(f"cache drive {drive}: {reason}")
+
+
 class ServerBusyError(AnvilDrError):
     """Another job works on this server."""
 

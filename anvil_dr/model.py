@@ -289,3 +289,15 @@ class CacheDrive:
     filesystem: str
     size_bytes: int
     free_bytes: int
+    identity: str = ""
+    """What it is known by wherever it is plugged in: its file system's UUID, or else the device path."""
+    model: str = ""
+    serial: str = ""
+    problem: Optional[str] = None
+    """Why it is not used; None if it can be."""
+    signed: bool = False
+    """True if the signature was found on it."""
+    largest_file_bytes: Optional[int] = None
+    """How large one file can be on it; None if that is no limit."""
+    contents: Tuple[str, ...] = ()
+    """What of ours lies on it, in words."""

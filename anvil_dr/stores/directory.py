@@ -28,11 +28,16 @@ _OPEN_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class DirectoryStore:
-    """Implements ports.Store. `owners` says whose files may lie there, since files carry no tags."""
+    """Implements ports.Store. `owners` says whose files may lie there, since files carry no tags.
 
-    def __init__(self, directory: str, owners: OwnerSource, *, fstab: str = "/etc/fstab") -> None:
+    With `file_system`, its st_dev, nothing is done in a directory that is on another one: a mount that went.
+    """
+
+    def __init__(
+        self, directory: str, owners: OwnerSource, *, fstab: str = "/etc/fstab", file_system: Optional[int] = None
+    ) -> None:
         self._directory = os.path.abspath(directory)
-        self._owners, self._fstab = owners, fstab
+        self._owners, self._fstab, self._file_system = owners, fstab, file_system
 
     @property
     def kind(self) -> Literal["fs", "lvm"]:
@@ -191,6 +196,8 @@ class DirectoryStore:
         except OSError as error:
             raise self._error(error.strerror or str(error)) from error
         try:
+            if self._file_system not in (None, os.fstat(fd).st_dev):
+                raise self._error("what was mounted there has gone")
             yield fd
         finally:
             os.close(fd)

@@ -1,0 +1,85 @@
+"""Follows the drives that come and go, and says so in the log with model and serial number.
+
+Touches udev's events, in a thread of its own. What is done about a drive is the listener's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from typing import Callable, Dict
+
+import pyudev
+
+from anvil_dr.cache import discovery
+from anvil_dr.errors import CacheDriveError
+
+log = logging.getLogger(__name__)
+
+# Made by this machine itself, and each of our own volumes makes events.
+_OURS = re.compile(r"(dm-|loop|ram|zram|md|nbd)[0-9]")
+
+Listener = Callable[[str], None]
+"""Told the device path of each drive or partition with a file system that came."""
+
+
+class DriveWatch:
+    """A thread that waits for udev's events until it is stopped."""
+
+    def __init__(self, came: Listener) -> None:
+        """Events are kept from now on. Raise CacheDriveError."""
+        self._came = came
+        self._known: Dict[str, Dict[str, str]] = {}
+        try:
+            context = pyudev.Context()
+            self._monitor = pyudev.Monitor.from_netlink(context)
+            self._monitor.filter_by("block")
+            self._monitor.start()
+            for device in context.list_devices(subsystem="block"):
+                self._known[device.sys_name] = discovery.describe(device)
+        except OSError as error:
+            raise CacheDriveError("of any kind", f"udev's events cannot be followed: {error.strerror}") from error
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drives", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns once the thread has ended."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                device = self._monitor.poll(timeout=0.5)
+            except OSError as error:  # ENOBUFS: more events than could be kept; the next survey sees what is there
+                log.warning("events of drives were lost error=%s", error.strerror)
+                continue
+            if device is not None and not _OURS.match(device.sys_name):
+                self._event(device)
+
+    def _event(self, device: pyudev.Device) -> None:
+        name, node = device.sys_name, device.device_node or f"/dev/{device.sys_name}"
+        if device.action == "remove":
+            facts = self._known.pop(name, {})
+            log.info("drive went device=%s %s", node, _words(facts))
+            return
+        if device.action not in ("add", "change"):
+            return
+        facts = discovery.describe(device)
+        is_new, changed = name not in self._known, facts != self._known.get(name)
+        self._known[name] = facts
+        if is_new or changed:
+            size_bytes = int(device.attributes.asstring("size")) * 512 if os.path.exists(device.sys_path) else 0
+            log.info("drive %s device=%s size_bytes=%d %s", "came" if is_new else "changed", node, size_bytes,
+                     _words(facts))  # fmt: skip
+        if facts["filesystem"] and (is_new or changed):
+            self._came(node)
+
+
+def _words(facts: Dict[str, str]) -> str:
+    return " ".join(f"{name}={facts.get(name, '')!r}" for name in ("model", "serial", "filesystem", "label"))
