@@ -17,7 +17,7 @@ from anvil_dr.activate import Request
 from anvil_dr.cli import activate_boot, activate_view, add_common_options, run_command, wiring
 from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
-from anvil_dr.errors import StateError, StoreError, UsageError
+from anvil_dr.errors import StateError, UsageError
 from anvil_dr.state import State
 
 PROGRAM = "anvil-activate-dr"
@@ -109,12 +109,8 @@ def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
             break
         except StateError as error:
             state, warnings = None, [f"the state cannot be used, so the age of a set is not known: {error}"]
-    store = wiring.open_store(config, state)
-    try:
-        store.check()
-    except StoreError as error:
-        warnings.append(str(error))
-    return Box(config, store, state, tuple(warnings))
+    store, wrong = wiring.open_store_in_reach(config, state)
+    return Box(config, store, state, (*warnings, *wrong))
 
 
 def _list(box: Box, options: argparse.Namespace) -> int:

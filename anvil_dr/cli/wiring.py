@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Tuple
 
 from anvil_dr import command, definition_files
 from anvil_dr.config import Config
-from anvil_dr.errors import DefinitionError
+from anvil_dr.errors import DefinitionError, StoreError
 from anvil_dr.model import Owner
 from anvil_dr.ports import OwnerSource, Store
 from anvil_dr.state import State
@@ -24,6 +24,18 @@ def open_store(config: Config, state: Optional[State]) -> Store:
     if config.store.kind == "lvm":
         return LvmStore(config.store.locations, command.run)
     return DirectoryStore(config.store.locations[0], owner_source(config, state))
+
+
+def open_store_in_reach(config: Config, state: Optional[State]) -> Tuple[Store, Tuple[str, ...]]:
+    """What is left of the store, ready to be booted from, and in words what is wrong with it. Raise StoreError."""
+    store = open_store(config, state)
+    if isinstance(store, LvmStore):
+        return store.in_reach()
+    try:
+        store.check()
+    except StoreError as error:
+        return store, (str(error),)
+    return store, ()
 
 
 def owner_source(config: Config, state: Optional[State]) -> OwnerSource:

@@ -28,8 +28,8 @@ _TAG: Final = "anvil-dr"
 _SERVER_TAG: Final = "anvil-dr.server="
 _DISK_TAG: Final = "anvil-dr.disk="
 
-_PASSING_SECONDS: Final = 3.0
-"""How long udev's probing of a volume may take before it counts as use."""
+_PASSING_SECONDS: Final = 10.0
+"""How long udev's probing of a volume, on a busy machine, may take before it counts as use."""
 _POLL_SECONDS: Final = 0.05
 
 
@@ -44,7 +44,7 @@ class LvmStore:
         devices: str = "/dev",
         link_timeout_seconds: float = 15.0,
     ) -> None:
-        self._lvm, self._devices = LvmCommands(group_names, run), devices
+        self._lvm, self._run, self._devices = LvmCommands(group_names, run), run, devices
         self._link_timeout_seconds = link_timeout_seconds
 
     @property
@@ -64,6 +64,45 @@ class LvmStore:
             image = self._image(volume)
             if image is not None:
                 self._wait_for_links(self._activated(volume), image.sequence)
+
+    def in_reach(self) -> Tuple[LvmStore, Tuple[str, ...]]:
+        """This store without the groups that are missing, its images made ready, and what is wrong, in words.
+
+        For the day on which a drive has died and the servers on the others are wanted. Raise StoreError if LVM
+        cannot be asked.
+        """
+        groups, said = self._lvm.groups_there()
+        there = {group.name: group for group in groups}
+        wrong = [f"there is no volume group {name}{said}" for name in self._lvm.group_names if name not in there]
+        wrong += [f"volume group {group.name}: {group.problem}" for group in groups if group.problem]
+        if not there:
+            raise StoreError("; ".join(wrong))
+        seconds = self._link_timeout_seconds
+        store = LvmStore(tuple(there), self._run, devices=self._devices, link_timeout_seconds=seconds)
+        return store, (*wrong, *store.make_ready())
+
+    def make_ready(self) -> Tuple[str, ...]:
+        """Activate every image that can be; in words, which could not and why. Raise StoreError.
+
+        A link that does not come is waited for once. Without our udev rule none comes, and time is short.
+        """
+        wrong: List[str] = []
+        missing_links: List[str] = []
+        for volume in self._lvm.volumes():
+            image = self._image(volume)
+            if image is None:
+                continue
+            try:
+                activated = self._activated(volume)
+            except StoreError as error:
+                wrong.append(str(error))
+                continue
+            try:
+                self._wait_for_links(activated, image.sequence, 0.0 if missing_links else None)
+            except StoreError as error:
+                missing_links.append(str(error))
+        more = f" (and {len(missing_links) - 1} more)" if len(missing_links) > 1 else ""
+        return (*wrong, *(text + more for text in missing_links[:1]))
 
     def locations(self) -> Tuple[Location, ...]:
         """The groups. Raise StoreError."""
@@ -222,14 +261,14 @@ class LvmStore:
     def _activated(self, volume: Volume) -> Volume:
         return volume if volume.active else self._lvm.activate(volume)
 
-    def _wait_for_links(self, volume: Volume, sequence: Sequence) -> None:
+    def _wait_for_links(self, volume: Volume, sequence: Sequence, timeout_seconds: Optional[float] = None) -> None:
         """Wait until udev has made the node of this volume and our link to it. Raise StoreError.
 
         The link of an incomplete image may lead to the one of the same name in another group, for a while: no
         definition says it. A link that doesn't come means that our udev rule is not installed.
         """
         link = self._link(volume.name)
-        deadline = time.monotonic() + self._link_timeout_seconds
+        deadline = time.monotonic() + (self._link_timeout_seconds if timeout_seconds is None else timeout_seconds)
         while True:
             leads_to = _device_at(link)
             right = leads_to is not None if sequence == INCOMPLETE else leads_to == volume.device

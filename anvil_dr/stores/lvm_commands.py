@@ -29,16 +29,22 @@ class LvmCommands:
 
     def groups(self) -> Tuple[Group, ...]:
         """The store's groups. Raise StoreError naming what is missing."""
+        found, said = self.groups_there()
+        there = {group.name: group for group in found}
+        for name in self.group_names:
+            if name not in there:
+                raise StoreError(f"there is no volume group {name}{said}", store=name)
+        return tuple(there[name] for name in self.group_names)
+
+    def groups_there(self) -> Tuple[Tuple[Group, ...], str]:
+        """Those of the store's groups that LVM finds, and what it says of the others. Raise StoreError."""
         said = ""
         try:
             report = self._run(("vgs", *_REPORT, GROUP_FIELDS, *self.group_names)).stdout
         except CommandError as error:  # also for a missing group, after reporting the others
             report, said = error.stdout or b'{"report": []}', f" ({error})"
         found = groups(report)
-        for name in self.group_names:
-            if name not in found:
-                raise StoreError(f"there is no volume group {name}{said}", store=name)
-        return tuple(found[name] for name in self.group_names)
+        return tuple(found[name] for name in self.group_names if name in found), said
 
     def volumes(self) -> Tuple[Volume, ...]:
         """Every visible volume of the store's groups, ours or not. Raise StoreError."""

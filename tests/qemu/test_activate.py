@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Callable, Tuple
 
 import pytest
 
+from anvil_dr import boot
 from anvil_dr.cli import activate
 from anvil_dr.definition import DiskTarget, make_dr_definition
 from anvil_dr.demo import server as demo_server
@@ -29,7 +31,14 @@ def box(tmp_path: Path) -> FilledBox:
 
 
 @pytest.fixture
-def run(box: FilledBox, libvirt: PrivateLibvirt, capsys: pytest.CaptureFixture[str]) -> Activate:
+def run(
+    box: FilledBox,
+    libvirt: PrivateLibvirt,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Activate:
+    monkeypatch.setattr(boot, "WATCH_SECONDS", 0.0)
+
     def main(*arguments: str) -> Tuple[int, str, str]:
         code = activate.main(["--config", str(box.config), "--connect", libvirt.uri, *arguments])
         said = capsys.readouterr()
@@ -111,8 +120,7 @@ def test_without_the_state_database_a_server_boots_all_the_same(
     box: FilledBox, web: DemoServer, run: Activate, report: Reporter
 ) -> None:
     keep(box, web)
-    for path in box.state.iterdir():
-        path.unlink()
+    shutil.rmtree(box.state)
     assert report("Web01", lambda: run("--yes")).token == web.token
 
 
@@ -150,6 +158,28 @@ def test_servers_that_cannot_boot_here_are_named_before_another_one_boots(
     assert problems == {}
 
 
+def test_three_servers_with_an_order_are_up_in_half_a_minute_and_each_reads_its_own_disks(
+    tmp_path: Path, libvirt: PrivateLibvirt, hypervisor: LibvirtHypervisor
+) -> None:
+    order = "{servers: {Web01: {start_after: Db01, start_delay: 3}, Db01: {start_after: Dns01}}}"
+    box = FilledBox(tmp_path / "box", activation=order)
+    servers = [demo_server.build(tmp_path / "disks", name, agent=True) for name in ("Dns01", "Db01", "Web01")]
+    for server in servers:
+        keep(box, server)
+    call = (str(COMMAND), "--config", str(box.config), "--connect", libvirt.uri, "--yes", "--json", "--wait", "90")
+    told = json.loads(libvirt.run(*call).stdout)
+    booted = {server["name"]: server["booted_seconds"] for server in told["servers"]}
+    assert booted["Dns01"] < booted["Db01"] < booted["Web01"] - 3 < 30
+    assert all(server["answered_seconds"] for server in told["servers"])
+    for server in servers:
+        said = demo_server.read_report(hypervisor.console_text(server.name, " end", timeout_seconds=60))
+        assert said is not None
+        assert (said.token, said.checksum) == (server.token, server.checksum)
+    record = json.loads(Path(told["record"]).read_text())
+    assert [server["name"] for server in record["servers"]] == ["Dns01", "Db01", "Web01"]
+    assert record["user"]
+
+
 def test_an_image_that_another_domain_runs_on_is_refused_with_that_domains_name(
     box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor
 ) -> None:
@@ -175,7 +205,7 @@ def test_what_libvirt_refuses_at_the_last_moment_fails_that_server_and_leaves_it
     )
     code, out, _ = run("--yes")
     assert code == 1
-    assert "Web01: FAILED" in out
+    assert "Web01  FAILED" in out
     assert hypervisor.active() == ()
     assert run("--list")[1].count("activated") == 0
 
