@@ -141,7 +141,12 @@ def test_an_impossible_store_is_refused(text: str) -> None:
         ("store: fs:/x\nactivation: yes", "activation", 2, "group"),
         ("store: fs:/x\nactivation:\n  conect: qemu:///system", "activation.conect", 3, "did you mean connect?"),
         ("store: fs:/x\nactivation:\n  connect: qemu", "activation.connect", 3, "libvirt URI"),
-        ("store: fs:/x\nactivation:\n servers:\n  a/b:\n   start_delay: 1", "activation.servers.a/b", 4, "has '/' in it"),
+        (
+            "store: fs:/x\nactivation:\n servers:\n  a/b:\n   start_delay: 1",
+            "activation.servers.a/b",
+            4,
+            "has '/' in it",
+        ),
         ("store: fs:/x\nactivation: {servers: {no: {}}}", "activation.servers.no", 2, "in quotes"),
         (
             "store: fs:/x\nactivation:\n servers:\n  W:\n   start_delay: -1",
