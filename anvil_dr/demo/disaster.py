@@ -13,7 +13,7 @@ from anvil_dr.demo.stage import Stage
 from anvil_dr.errors import CommandError, HypervisorError
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 
-_CONSOLE_SECONDS: Final = 60.0
+_CONSOLE_SECONDS: Final = 180.0
 _TRIES: Final = 2
 """Emulation without KVM crashes once in some hundred boots."""
 
