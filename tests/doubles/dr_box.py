@@ -13,6 +13,7 @@ from anvil_dr import config, service, source
 from anvil_dr.channel import Channel
 from anvil_dr.cli import wiring
 from anvil_dr.limits import Limits
+from anvil_dr.ports import Store
 from anvil_dr.protocol import JobPlan
 from anvil_dr.recover import recover
 from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
@@ -95,7 +96,7 @@ class DrBox:
     def running(self) -> Iterator[Target]:
         state = State.open(self.config.state)
         state.lock_service()
-        store = wiring.open_store(self.config, state)
+        store = self.open_store(state)
         recover(store, state)
         target = Target(self.config, store, state)
         listener = service.listen(self.config.socket)
@@ -111,6 +112,9 @@ class DrBox:
             thread.join()
             listener.close()
             state.close()
+
+    def open_store(self, state: State) -> Store:
+        return wiring.open_store(self.config, state)
 
     def connect(self) -> Channel:
         connection = socket.socket(socket.AF_UNIX)
