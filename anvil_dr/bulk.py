@@ -167,6 +167,18 @@ def page_runs(mask: int) -> List[Tuple[int, int]]:
     return runs
 
 
+def extents(entries: Iterable[Entry]) -> List[Tuple[int, int]]:
+    """The (first page of the segment, count) runs of neighbouring pages in some entries."""
+    found: List[Tuple[int, int]] = []
+    for block, mask in entries:
+        for page, count in page_runs(mask):
+            first = block * PAGES_PER_BLOCK + page
+            if found and sum(found[-1]) == first:
+                first, count = found[-1][0], found.pop()[1] + count
+            found.append((first, count))
+    return found
+
+
 def _entries(content: memoryview) -> Tuple[Entry, ...]:
     if len(content) % _ENTRY.size:
         raise ProtocolError("a list of pages has the wrong length")

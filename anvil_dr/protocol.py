@@ -36,8 +36,9 @@ The dialogue of a segment when there is something to compare with:
 
 Without anything to compare with, N sends BLOCKS and DATA unasked and SEGMENT last. ZEROS stands for whole
 segments of zeros. The target answers DONE for every segment, in whatever order; the node keeps no more than
-`window` segments open. A target that cannot make a block's digest come right asks for the whole block once
-more with WANT_DATA, then fails the server.
+`window` segments open. Of what was asked for, or comes unasked, DATA may leave out pages that
+are zeros. A target that cannot make a block's digest come right asks for the whole block once more with
+WANT_DATA, then fails the server.
 """
 
 from __future__ import annotations

@@ -183,17 +183,37 @@ class DiskReceiver:
     def _data(self, segment: int, entries: Sequence[Entry], raw: memoryview) -> None:
         opened = self._opened(segment)
         again: List[Entry] = []
-        for block, mask in entries:
-            size = bulk.data_bytes([(block, mask)])
-            plan = opened.waiting.get(block)
-            if plan is None or plan.asked != mask:
-                raise ProtocolError("DATA came for pages that were not asked for")
-            again += self._fill(segment, opened, block, plan, raw[:size])
-            raw = raw[size:]
+        while entries:
+            count = self._whole_blocks(opened, entries)
+            if count:
+                raw_bytes = count * BLOCK_BYTES
+                again += self._fill_whole(segment, opened, entries[0][0], raw[:raw_bytes])
+            else:
+                block, mask = entries[0]
+                count, raw_bytes = 1, bulk.data_bytes(entries[:1])
+                again += self._fill(segment, opened, block, self._answered(opened, block, mask), raw[:raw_bytes])
+            entries, raw = entries[count:], raw[raw_bytes:]
         if again:
             self._channel.send(Kind.WANT_DATA, bulk.pack_want_data(segment, again))
         elif not opened.waiting and opened.digest is not None:
             self._done(segment)
+
+    @staticmethod
+    def _whole_blocks(opened: _Segment, entries: Sequence[Entry]) -> int:
+        """How many of the first entries are neighbouring blocks that came as they were asked for, whole."""
+        first = entries[0][0]
+        for count, (block, mask) in enumerate(entries):
+            if block != first + count or mask != FULL_BLOCK or opened.waiting.get(block) is not _WHOLE:
+                return count
+        return len(entries)
+
+    @staticmethod
+    def _answered(opened: _Segment, block: int, mask: int) -> PagePlan:
+        """The plan for a block of which some pages came. Those that were asked for and did not come are zeros."""
+        plan = opened.waiting.get(block)
+        if plan is None or mask & ~plan.asked:
+            raise ProtocolError("DATA came for pages that were not asked for")
+        return PagePlan(plan.zeros | (plan.asked & ~mask), plan.copied, mask)
 
     # — comparing —
 
@@ -238,6 +258,23 @@ class DiskReceiver:
 
     # — writing —
 
+    def _fill_whole(self, segment: int, opened: _Segment, first: int, raw: memoryview) -> List[Entry]:
+        """Check neighbouring blocks and write them at once; like `_fill`, if one of them is wrong."""
+        digests = self._digester.blocks(raw)
+        blocks = range(first, first + len(digests))
+        if digests != opened.wanted[blocks.start : blocks.stop]:
+            again = [
+                self._fill(segment, opened, block, _WHOLE, raw[at : at + BLOCK_BYTES])
+                for block, at in zip(blocks, range(0, len(raw), BLOCK_BYTES))
+            ]
+            return [entry for entries in again for entry in entries]
+        offset = self._offset(segment, first)
+        self._check_end(offset, raw)
+        self._write(offset, raw)
+        for block in blocks:
+            del opened.waiting[block]
+        return []
+
     def _fill(self, segment: int, opened: _Segment, block: int, plan: PagePlan, raw: memoryview) -> List[Entry]:
         """Put one block together, check it, write it. Returns what must be asked for once more, if it is wrong."""
         offset = self._offset(segment, block)
@@ -251,14 +288,18 @@ class DiskReceiver:
             opened.waiting[block] = _WHOLE
             return [(block, FULL_BLOCK)]
         self._check_end(offset, whole)
-        for page, count in bulk.page_runs(FULL_BLOCK if opened.present is None else plan.changed):
+        written = FULL_BLOCK if opened.present is None else plan.changed
+        if self._recycled.known_zero:
+            written &= ~plan.zeros
+        for page, count in bulk.page_runs(written):
             start = page * PAGE_BYTES
             self._write(offset + start, whole[start : start + count * PAGE_BYTES])
         del opened.waiting[block]
         return []
 
     def _assemble(self, offset: int, plan: PagePlan, raw: memoryview) -> memoryview:
-        self._image.read_into(offset, self._block)
+        if plan.changed != FULL_BLOCK:
+            self._image.read_into(offset, self._block)
         if plan.copied and self._newest is not None:
             self._newest.read_into(offset, self._other)
             for page, count in bulk.page_runs(plan.copied):
@@ -272,10 +313,10 @@ class DiskReceiver:
             raw = raw[size:]
         return self._block
 
-    def _check_end(self, offset: int, block: memoryview) -> None:
+    def _check_end(self, offset: int, blocks: memoryview) -> None:
         """What lies past the end of the disk counts as zeros, so it must come as zeros."""
-        past = offset + BLOCK_BYTES - self._size_bytes
-        if past > 0 and bytes(block[BLOCK_BYTES - past :]).strip(b"\0"):
+        past = offset + len(blocks) - self._size_bytes
+        if past > 0 and bytes(blocks[-past:]).strip(b"\0"):
             raise DigestMismatchError(
                 self.owner.server, self.owner.disk, self._size_bytes, "there are bytes past the end of the disk"
             )

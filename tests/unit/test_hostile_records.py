@@ -237,12 +237,25 @@ def test_pages_are_taken_only_for_blocks_that_were_asked_for(sit: Sit) -> None:
     desk.pages(0, 0, NOISE)
     with pytest.raises(ProtocolError, match="PAGES came for a block that was not asked for"):
         desk.pages(0, 0, NOISE)
-    with pytest.raises(ProtocolError, match="DATA came for pages that were not asked for"):
-        desk.data(0, 0, NOISE[:4096], mask=1)
+    desk.data(0, 0, NOISE[:4096], mask=1)  # the other pages are zeros, it says; so all of it is asked for again
     desk.data(0, 0, NOISE)
     desk.data(0, 1, NOISE)
     desk.receiver.finish()
     assert bytes(desk.image.content[: 2 * BLOCK_BYTES]) == NOISE * 2
+
+
+def test_no_other_pages_are_taken_than_those_that_were_asked_for(sit: Sit) -> None:
+    changed = OTHER[:4096] + NOISE[4096:8192] + OTHER[8192:]
+    desk = sit(content=OTHER + bytes(SEGMENT_BYTES - BLOCK_BYTES))
+    desk.segment(0, desk.all_blocks(0, b0=changed))
+    desk.blocks(0, 0, desk.all_blocks(0, b0=changed))
+    desk.pages(0, 0, changed)
+    for mask in (1, 3, FULL_BLOCK):
+        with pytest.raises(ProtocolError, match="DATA came for pages that were not asked for"):
+            desk.data(0, 0, changed[: 4096 * bin(mask).count("1")], mask=mask)
+    desk.data(0, 0, changed[4096:8192], mask=2)
+    desk.receiver.finish()
+    assert bytes(desk.image.content[:BLOCK_BYTES]) == changed
 
 
 def test_page_digests_that_lie_do_not_get_past_the_block_s_digest(sit: Sit) -> None:

@@ -194,3 +194,12 @@ def test_every_digest_algorithm_moves_an_image(name: str) -> None:
     image = Bytes(bytes(3 * MIB))
     assert cross(algorithm, Bytes(content), image, KnownZeros(algorithm), None).digest.startswith(f"{name}:")
     assert image.content == content
+
+
+@pytest.mark.parametrize("segments", [1, 4, 5, 9])
+@pytest.mark.parametrize("window", [1, 2, 4])
+def test_an_empty_disk_ends_whatever_the_window(segments: int, window: int) -> None:
+    source = Bytes(bytes(segments * SEGMENT_BYTES - 5))
+    source.data_ranges = lambda offset, length: iter([])  # type: ignore[method-assign]
+    image = Bytes(bytes(segments * SEGMENT_BYTES))
+    assert cross(DIGESTER, source, image, KnownZeros(DIGESTER), None, window=window).written_bytes == 0
