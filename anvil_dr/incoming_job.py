@@ -14,7 +14,6 @@ from anvil_dr.channel import Channel
 from anvil_dr.conversation import Aborted, Conversation
 from anvil_dr.digest import SEGMENT_BYTES, Digester
 from anvil_dr.errors import AnvilDrError, ProtocolError
-from anvil_dr.life_signs import Node
 from anvil_dr.model import JobRecord
 from anvil_dr.protocol import (
     MAX_FIRMWARE_BYTES,
@@ -54,10 +53,9 @@ class IncomingJob:
         digester: Digester,
         node: str,
         allowed: Sequence[str],
-        address: str = "",
     ) -> None:
         self._target, self._channel, self._conversation = target, channel, conversation
-        self._digester, self._node, self._allowed, self._address = digester, node, allowed, address
+        self._digester, self._node, self._allowed = digester, node, allowed
         self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
 
     def run(self, job: Job) -> bool:
@@ -145,7 +143,6 @@ class IncomingJob:
             raise ProtocolError(f"server {begin.server!r} began where {offer.name!r} was due")
         started_at = self._target.now()
         self._target.state.job_started(JobRecord(self._id, offer.name, self._node, "running", started_at))
-        nodes.remember(self._target.config.state, offer.name, Node(self._node, self._address, started_at))
         before = self._channel.wire_bytes
         receiver = ServerReceiver(self._target, self._channel, self._digester, self._id, self._node, offer)
         progress.current_bytes = receiver.done_bytes
