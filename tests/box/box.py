@@ -22,6 +22,7 @@ import struct
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ _GUEST = Path(__file__).resolve().parent / "guest"
 _WIDE_XSTATE = _GUEST.with_name("wide_xstate.c")
 _HIDDEN = tuple(Path(name) for name in ("/tmp", "/run", "/var/run", "/dev", "/proc", "/sys", "/mnt"))
 _POLL_SECONDS = 0.01
-_BOOT_SECONDS = 120.0
+_BOOT_SECONDS = 300.0
 
 
 class BoxError(Exception):
@@ -109,8 +110,10 @@ class Box:
     def __exit__(
         self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        if self.running:
-            self.stop() if error is None else self.kill()
+        if error is None and self.running:
+            self.stop()
+        else:
+            self.kill()
 
     @property
     def running(self) -> bool:
@@ -125,7 +128,7 @@ class Box:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **self._preload()},
+            env={**os.environ, **self._preload(), **self._memory()},
         )
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read_console, args=(self._process.stdout,), daemon=True)
@@ -137,7 +140,7 @@ class Box:
             raise
         return self
 
-    def run(self, command: str, *, timeout_seconds: float = 120.0, check: bool = True) -> Result:
+    def run(self, command: str, *, timeout_seconds: float = 300.0, check: bool = True) -> Result:
         """Run a bash script in the guest, as root. Raise BoxError if it fails (`check`), or if the guest does."""
         return self.wait(self.begin(command), timeout_seconds=timeout_seconds, check=check)
 
@@ -148,11 +151,14 @@ class Box:
             raise BoxError(f"the guest is off\n{self._tail()}")
         self._commands += 1
         (self._share / f"{self._commands}.sh").write_text(command)
-        process.stdin.write(f"{self._commands}\n".encode())
-        process.stdin.flush()
+        try:
+            process.stdin.write(f"{self._commands}\n".encode())
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            raise BoxError(f"the guest went off\n{self._tail()}") from error
         return self._commands
 
-    def wait(self, number: int, *, timeout_seconds: float = 120.0, check: bool = True) -> Result:
+    def wait(self, number: int, *, timeout_seconds: float = 300.0, check: bool = True) -> Result:
         """Wait for what `begin` started. Raise BoxError as `run` does."""
         code = self._share / f"{number}.code"
         self._wait_for(code, timeout_seconds, f"command {number} is not done")
@@ -166,7 +172,7 @@ class Box:
         code = self._share / f"{number}.code"
         return int(code.read_text()) if code.exists() else None
 
-    def wait_for_line(self, text: str, *, timeout_seconds: float = 120.0) -> str:
+    def wait_for_line(self, text: str, *, timeout_seconds: float = 300.0) -> str:
         """The first line with `text` on the console, where what commands say shows at once. Raise BoxError."""
         seen, deadline = 0, time.monotonic() + timeout_seconds
         while True:
@@ -226,7 +232,8 @@ class Box:
 
     def _clean_up(self) -> None:
         if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):  # of what it did not take any more
+                self._process.stdin.close()
         if self._reader is not None:
             self._reader.join(20)
         shutil.rmtree(self._sockets, ignore_errors=True)
@@ -238,6 +245,12 @@ class Box:
         library = self.folder / "wide_xstate.so"
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(_WIDE_XSTATE)], check=True)
         return {"LD_PRELOAD": str(library)}
+
+    def _memory(self) -> Dict[str, str]:
+        """Where the guest's memory lies: on /dev/shm by itself, but in a container that can be too small."""
+        shared_memory = os.statvfs("/dev/shm")
+        fits = shared_memory.f_bavail * shared_memory.f_frsize > 2 << 30
+        return {} if fits else {"TMPDIR": str(self.folder)}
 
     def _write_settings(self, init: str, read_only: Iterable[Path], writable: Iterable[Path]) -> None:
         for script in _GUEST.glob("*.sh"):
