@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
-from anvil_dr import admission, announcement
+from anvil_dr import admission, announcement, cached_copy, caching, nodes
+from anvil_dr.cache_plan import CachePlan
+from anvil_dr.cached_receive import CachedReceiver
+from anvil_dr.cached_sets import CachedSet
 from anvil_dr.channel import Channel
 from anvil_dr.conversation import Aborted, Conversation
 from anvil_dr.digest import SEGMENT_BYTES, Digester
 from anvil_dr.errors import AnvilDrError, ProtocolError
+from anvil_dr.life_signs import Node
 from anvil_dr.model import JobRecord
 from anvil_dr.protocol import (
     MAX_FIRMWARE_BYTES,
@@ -53,9 +57,13 @@ class IncomingJob:
         digester: Digester,
         node: str,
         allowed: Sequence[str],
+        address: str = "",
     ) -> None:
         self._target, self._channel, self._conversation = target, channel, conversation
-        self._digester, self._node, self._allowed = digester, node, allowed
+        self._digester, self._node, self._allowed, self._address = digester, node, allowed, address
+        self._cache = CachePlan()
+        self._cached: Dict[str, CachedSet] = {}
+        """Servers whose sets are complete on cache drives, and have to be copied to the store."""
         self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
 
     def run(self, job: Job) -> bool:
@@ -75,15 +83,32 @@ class IncomingJob:
                         done.append(offer.name)
                     progress.current_bytes = lambda: 0
                     progress.finished_bytes += sum(disk.size_bytes for disk in offer.disks)
-                    self._target.vacate(offer.name, self._id)
+                    if offer.name in self._cached and not self._cache.together:
+                        self._copy_now(offer.name)
+                    if offer.name not in self._cached:
+                        self._target.vacate(offer.name, self._id)
             self._conversation.take(Kind.JOB_END)
             failed = tuple(offer.name for offer in job.servers if offer.name not in done)
             self._conversation.send(JobDone(tuple(done), failed))
             log.info("job ended job=%s succeeded=%s failed=%s", self._id, ",".join(done), ",".join(failed))
             return not failed
         finally:
+            # Only now: the copies would slow down what was still arriving.
+            for cached in self._cached.values():
+                cached_copy.copy_later(self._target, cached, self._id)
             for offer in accepted:
-                self._target.vacate(offer.name, self._id)
+                if offer.name not in self._cached:
+                    self._target.vacate(offer.name, self._id)
+
+    def _copy_now(self, server: str) -> None:
+        """There is no room for the next one before this one is in the store; the node waits meanwhile."""
+        try:
+            cached_copy.copy(self._target, self._cached[server])
+        except AnvilDrError as error:
+            # Its set is complete, and it's tried again at the end of the job.
+            log.error("set stays on its cache drive server=%s code=%s error=%s", server, error.code, error)
+        else:
+            del self._cached[server]
 
     # — admission —
 
@@ -99,6 +124,7 @@ class IncomingJob:
                 accepted.append(offer)
                 plans.append(ServerPlan(offer.name, None, warnings))
         try:
+            self._cache = caching.plan(self._target, accepted)
             self._promise(accepted)
         except AnvilDrError as error:
             # SPEC section 4: what does not fit as a whole is refused as a whole.
@@ -115,7 +141,8 @@ class IncomingJob:
         try:
             # Alone first, so that what is wrong with one server does not refuse the others.
             with self._target.names:
-                plan = admission.plan_servers(self._target, self._id, [offer])[offer.name]
+                cached = caching.plan(self._target, [offer]).servers
+                plan = admission.plan_servers(self._target, self._id, [offer], cached)[offer.name]
         except AnvilDrError:
             self._target.vacate(offer.name, self._id)
             raise
@@ -125,7 +152,9 @@ class IncomingJob:
         if not accepted:
             return
         with self._target.names:
-            for server, plan in admission.plan_servers(self._target, self._id, accepted).items():
+            for server, plan in admission.plan_servers(
+                self._target, self._id, accepted, self._cache.servers
+            ).items():
                 self._target.promise(self._id, server, admission.space_taken(plan))
 
     def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
@@ -143,8 +172,10 @@ class IncomingJob:
             raise ProtocolError(f"server {begin.server!r} began where {offer.name!r} was due")
         started_at = self._target.now()
         self._target.state.job_started(JobRecord(self._id, offer.name, self._node, "running", started_at))
+        nodes.remember(self._target.config.state, offer.name, Node(self._node, self._address, started_at))
         before = self._channel.wire_bytes
-        receiver = ServerReceiver(self._target, self._channel, self._digester, self._id, self._node, offer)
+        kind = CachedReceiver if offer.name in self._cache.servers else ServerReceiver
+        receiver = kind(self._target, self._channel, self._digester, self._id, self._node, offer)
         progress.current_bytes = receiver.done_bytes
         error = "the service failed in a way nobody foresaw; its log says more"
         try:
@@ -164,6 +195,8 @@ class IncomingJob:
             self._give_up(offer, failed)
         finally:
             receiver.close()
+            if isinstance(receiver, CachedReceiver) and receiver.cached is not None:
+                self._cached[offer.name] = receiver.cached
             wire_bytes = self._channel.wire_bytes - before
             self._target.state.job_finished(
                 JobRecord(

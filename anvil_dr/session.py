@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import Tuple
 
-from anvil_dr import digest
+from anvil_dr import digest, nodes
 from anvil_dr.channel import Channel, KeepAlive
 from anvil_dr.conversation import Conversation
 from anvil_dr.errors import AnvilDrError, ProtocolError
@@ -76,7 +76,10 @@ class Session:
     def _job(self, hello: Hello, node: str) -> bool:
         digester = self._welcome(hello)
         job = self._conversation.job(self._limits.announcement_seconds)
-        incoming = IncomingJob(self._target, self._channel, self._conversation, digester, node, self._peer.allowed)
+        address = nodes.address_of(self._peer.description)
+        incoming = IncomingJob(
+            self._target, self._channel, self._conversation, digester, node, self._peer.allowed, address
+        )
         return incoming.run(job)
 
     def _welcome(self, hello: Hello) -> digest.Digester:

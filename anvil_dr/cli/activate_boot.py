@@ -14,20 +14,32 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, Callable, Dict, Final, FrozenSet, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Final, FrozenSet, Iterator, List, Mapping, Optional, Tuple
 
-from anvil_dr import activate, activation_json, activation_text, boot, boot_record, survey
+from anvil_dr import (
+    activate,
+    activation_json,
+    activation_text,
+    boot,
+    boot_record,
+    command,
+    life_signs,
+    nodes,
+    survey,
+)
 from anvil_dr.activate import Request
 from anvil_dr.boot_plan import BootPlan, Outcome
 from anvil_dr.cli import activate_view
 from anvil_dr.config import Config
 from anvil_dr.errors import StateError
+from anvil_dr.findings import Finding
 from anvil_dr.host import LocalHost
 from anvil_dr.ports import Hypervisor, Store
+from anvil_dr.prober import Prober
 from anvil_dr.state import State
 from anvil_dr.survey import Survey
 from anvil_dr.target import utc_now
-from anvil_dr.words import listed
+from anvil_dr.words import count, listed, printable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +70,7 @@ class Manner:
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
     """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
     seen = survey.survey(box.store, box.state, box.config.definitions)
-    planner = _Planner(box, seen, hypervisor)
+    planner = _Planner(box, seen, hypervisor, {} if manner.check else _life_signs(box, seen, request, manner))
     plan = planner.plan(request)
     if not manner.as_json:
         _show(plan, box.config)
@@ -91,8 +103,8 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
 class _Planner:
     """Makes the plan anew when the admin decides something."""
 
-    def __init__(self, box: Box, seen: Survey, hypervisor: Hypervisor) -> None:
-        self._box, self._seen, self._hypervisor = box, seen, hypervisor
+    def __init__(self, box: Box, seen: Survey, hypervisor: Hypervisor, alive: Mapping[str, Finding]) -> None:
+        self._box, self._seen, self._hypervisor, self._alive = box, seen, hypervisor, alive
 
     def plan(self, request: Request) -> BootPlan:
         box = self._box
@@ -103,8 +115,23 @@ class _Planner:
             box.store,
             self._hypervisor,
             LocalHost(),
+            alive=self._alive,
             warnings=box.warnings,
         )
+
+
+def _life_signs(box: Box, seen: Survey, request: Request, manner: Manner) -> Mapping[str, Finding]:
+    """Why originals may still run, by server."""
+    servers = [found.server for found in activate.selected(seen, request.servers)]
+    known = nodes.known(box.config.state)
+    addresses = {server: rule.addresses for server, rule in box.config.activation.servers.items()}
+    asked = life_signs.to_probe(servers, known, addresses)
+    if asked and not manner.as_json:
+        print(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...", flush=True)
+    nowhere = life_signs.unknown(servers, known, addresses)
+    if nowhere and not manner.as_json:
+        print(f"No address is known to ask for signs of life of {printable(listed(nowhere))}: look for yourself.")
+    return life_signs.judge(servers, known, addresses, Prober(command.run).answers(asked))
 
 
 def _show(plan: BootPlan, config: Config) -> None:

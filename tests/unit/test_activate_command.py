@@ -7,13 +7,14 @@ import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import libvirt
 import pytest
 
 from anvil_dr import boot
 from anvil_dr.cli import activate
+from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.state import State
@@ -247,6 +248,107 @@ def test_on_a_terminal_one_question_is_asked(
     assert "Is the original site really down?" in said
 
 
+@pytest.fixture
+def living(tmp_path: Path, box: FilledBox) -> None:
+    """Web01's own address answers. 127.0.0.2 is this machine, but no interface has it, so it is asked."""
+    box.config.write_text(
+        box.config.read_text().replace("activation: {}", "activation: {servers: {Web01: {addresses: [127.0.0.2]}}}")
+    )
+
+
+def records(box: FilledBox) -> List[Dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((box.state / "records").glob("*.json"))]
+
+
+def test_a_server_whose_address_is_alive_is_not_booted(
+    living: None, box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    code, out, _ = command("--yes")
+    assert (code, running(hypervisor)) == (1, ["Db01"])
+    assert "its own address is alive: 127.0.0.2" in out
+
+
+def test_force_boots_it_and_that_is_kept_with_user_and_time(
+    living: None, box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    assert command("--yes", "--force")[0] == 0
+    assert running(hypervisor) == ["Web01"]
+    (record,) = records(box)
+    assert record["forced"] == {"Web01": "--force"}
+    assert record["user"] and record["at"]
+
+
+@pytest.mark.parametrize(("typed", "code", "booted"), [("Web01", 0, ["Db01", "Web01"]), ("", 1, ["Db01"])])
+def test_on_a_terminal_its_name_must_be_typed_in(
+    typed: str, code: int, booted: List[str], living: None, box: FilledBox, command: Command,
+    hypervisor: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keep(box, "Web01"), keep(box, "Db01")
+    answers = iter([typed, "y"])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    assert command()[0] == code
+    assert running(hypervisor) == booted
+    assert records(box)[0]["forced"] == ({"Web01": "its name was typed in"} if typed else {})
+
+
+def test_a_check_asks_nobody_because_its_node_is_alive_on_every_good_day(
+    living: None, box: FilledBox, command: Command
+) -> None:
+    keep(box, "Web01")
+    assert command("--check")[0] == 0
+
+
+def test_a_server_is_booted_with_less_memory_and_its_definition_stays_as_it_is(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    path = keep(box, "Web01")
+    before = path.read_bytes()
+    assert command("--yes", "--memory", "Web01=64M")[0] == 0
+    booted = definition_of(hypervisor, "Web01")
+    assert (booted.memory_bytes, requirements(path.read_text()).memory_bytes) == (64 << 20, 128 << 20)
+    assert path.read_bytes() == before
+
+
+def definition_of(hypervisor: LibvirtHypervisor, server: str) -> Requirements:
+    return requirements(hypervisor.definition(server))
+
+
+def test_a_server_that_starts_after_one_that_is_not_here_says_so_and_the_others_boot(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    box.config.write_text(
+        box.config.read_text().replace("activation: {}", "activation: {servers: {Web01: {start_after: Dsn01}}}")
+    )
+    keep(box, "Web01"), keep(box, "Db01")
+    code, out, _ = command("--yes")
+    assert (code, running(hypervisor)) == (1, ["Db01"])
+    assert "the configuration starts it after Dsn01, and there is no such server here" in out
+    assert command("--yes", "--server", "Web01")[0] == 0
+
+
+def test_a_server_that_was_started_by_hand_is_marked_when_it_is_seen(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    hypervisor.boot(keep(box, "Web01").read_text())
+    code, out, _ = command("--check")
+    assert (code, "it was started by hand" in out) == (0, True)
+    assert command("--yes")[0] == 0
+    with State.open(str(box.state), readonly=True) as state:
+        assert set(state.activations()) == {"Web01"}
+
+
+def test_the_drift_of_a_definition_from_its_source_is_a_warning(box: FilledBox, command: Command) -> None:
+    path = keep(box, "Web01")
+    with State.open(str(box.state)) as state:
+        state.keep_source_definition("Web01", path.read_text().replace("128</memory>", "256</memory>"))
+    code, out, _ = command("--check")
+    assert code == 0
+    assert "its source has changed: RAM: 256 MiB at the source, 128 MiB in the definition here" in out
+
+
 def test_the_list_needs_no_hypervisor(box: FilledBox, capsys: pytest.CaptureFixture[str]) -> None:
     keep(box, "Web01")
     nowhere = f"qemu+unix:///system?socket={box.state}/none"
@@ -273,7 +375,14 @@ def test_json_tells_the_plan_and_what_became_of_it(box: FilledBox, command: Comm
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--server", "Nope01", "--check"), ("--sequence", "0", "--check"), ("--release", "Web01")]
+    "arguments",
+    [
+        ("--server", "Nope01", "--check"),
+        ("--sequence", "0", "--check"),
+        ("--release", "Web01"),
+        ("--memory", "Web01=lots", "--check"),
+        ("--memory", "Nope01=1G", "--check"),
+    ],
 )
 def test_what_makes_no_sense_is_a_usage_error(arguments: Tuple[str, ...], box: FilledBox, command: Command) -> None:
     keep(box, "Web01")
