@@ -13,7 +13,7 @@ import os
 import sqlite3
 import urllib.parse
 from datetime import datetime, timezone
-from typing import Iterator, Tuple
+from typing import Callable, Iterator, Tuple
 
 from anvil_dr import durable
 from anvil_dr.errors import StateError
@@ -30,19 +30,20 @@ _DAMAGE = ("malformed", "not a database")
 _SCHEMA: Tuple[str, ...] = (
     "CREATE TABLE owners (base TEXT PRIMARY KEY, server TEXT NOT NULL, disk TEXT NOT NULL)",
     "CREATE TABLE journal (id INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT NOT NULL, purpose TEXT NOT NULL,"
-    " steps TEXT NOT NULL, record TEXT)",
+    " steps TEXT NOT NULL, record TEXT, failure TEXT)",
     "CREATE TABLE sets (id INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT NOT NULL, received_at TEXT NOT NULL,"
     " source TEXT NOT NULL, job_id TEXT NOT NULL)",
     # An image that is gone keeps its row, with no identity: its set is known to lack it.
     "CREATE TABLE images (set_id INTEGER NOT NULL REFERENCES sets(id) ON DELETE CASCADE, disk TEXT NOT NULL,"
-    " identity TEXT NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (set_id, disk))",
+    " identity TEXT NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL, verified_at TEXT, rotten TEXT,"
+    " PRIMARY KEY (set_id, disk))",
     "CREATE UNIQUE INDEX images_identity ON images (identity) WHERE identity <> ''",
     "CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, server TEXT NOT NULL,"
     " node TEXT NOT NULL, state TEXT NOT NULL, started_at TEXT NOT NULL, finished_at TEXT, error TEXT,"
     " wire_bytes INTEGER NOT NULL, written_bytes INTEGER NOT NULL, UNIQUE (id, server))",
     "CREATE INDEX jobs_server ON jobs (server, number)",
     "CREATE TABLE definitions (server TEXT PRIMARY KEY, xml TEXT NOT NULL, left_out TEXT NOT NULL,"
-    " received_at TEXT NOT NULL)",
+    " received_at TEXT NOT NULL, disks TEXT NOT NULL)",
     "CREATE TABLE activations (server TEXT PRIMARY KEY, sequence INTEGER NOT NULL, since TEXT NOT NULL,"
     " user TEXT NOT NULL)",
     f"PRAGMA user_version = {_SCHEMA_VERSION}",
@@ -52,12 +53,15 @@ _SCHEMA: Tuple[str, ...] = (
 class Database:
     """One database file. Every error of SQLite or of the file system leaves as StateError."""
 
-    def __init__(self, directory: str, *, readonly: bool) -> None:
+    def __init__(
+        self, directory: str, *, readonly: bool, fill: Callable[[sqlite3.Connection], None] = lambda connection: None
+    ) -> None:
+        """`fill` puts into an empty database what is known from elsewhere, in the transaction that makes it."""
         self.path = os.path.join(directory, FILE_NAME)
-        self._directory, self._readonly = directory, readonly
+        self._directory, self._readonly, self._fill = directory, readonly, fill
 
     def prepare(self) -> None:
-        """Create what is missing; move aside what is damaged and start empty. Raise StateError.
+        """Create what is missing; move aside what is damaged and start anew. Raise StateError.
 
         A read-only database is left as it is, whatever it is.
         """
@@ -141,6 +145,7 @@ class Database:
         connection = sqlite3.connect(":memory:", isolation_level=None)
         for statement in _SCHEMA:
             connection.execute(statement)
+        self._fill(connection)
         return connection
 
     def _attach(self, mode: str) -> sqlite3.Connection:
@@ -158,6 +163,7 @@ class Database:
         if not self._version(connection):
             for statement in _SCHEMA:
                 connection.execute(statement)
+            self._fill(connection)
             log.info("state database created path=%s", self.path)
         connection.execute("COMMIT")
 
@@ -179,8 +185,7 @@ class Database:
         with contextlib.suppress(FileNotFoundError):
             durable.rename_exclusively(self._directory, f"{FILE_NAME}-journal", f"{aside}-journal")
         log.warning(
-            "state database damaged; moved aside, starting empty path=%s kept_as=%s "
-            "lost=set-times,digests,job-history,activation-marks",
+            "state database damaged; moved aside, a new one is made path=%s kept_as=%s lost=journal,job-history",
             self.path,
             os.path.join(self._directory, aside),
         )

@@ -1,4 +1,4 @@
-"""Plans and lists <-> the text that the state database keeps of them. Pure.
+"""Plans, sets and lists <-> the text that the state keeps of them. Pure.
 
 JSON, because a plan must still be readable by whoever repairs a box by hand.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, cast, get_args
 
-from anvil_dr.errors import StateError
 from anvil_dr.model import (
     ImageRecord,
     JournalEntry,
@@ -45,13 +44,29 @@ def decode_texts(text: str) -> Tuple[str, ...]:
     return tuple(json.loads(text))
 
 
-def decode_entry(number: int, server: str, purpose: Purpose, steps: str, record: Optional[str]) -> JournalEntry:
-    """One row of the journal. Raise StateError if it is not one that this version understands."""
+def encode_map(texts: Mapping[str, str]) -> str:
+    """Strings by strings."""
+    return json.dumps(dict(texts))
+
+
+def decode_map(text: str) -> Mapping[str, str]:
+    """What `encode_map` made."""
+    return dict(json.loads(text))
+
+
+def decode_entry(
+    number: int, server: str, purpose: str, steps: str, record: Optional[str], failure: Optional[str]
+) -> JournalEntry:
+    """One row of the journal. One that this version does not understand has no steps, and says so."""
+    kind = cast(Purpose, purpose)
     try:
-        planned = tuple(JournalStep(_step(one), one["identity"]) for one in json.loads(steps))
-        return JournalEntry(number, server, purpose, planned, None if record is None else _record(json.loads(record)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"journal entry {number} of server {server} cannot be read: {error!r}") from error
+        if purpose not in get_args(Purpose):
+            raise ValueError(f"its purpose is {purpose!r}")
+        planned = tuple(JournalStep(_step(one), str(one["identity"])) for one in json.loads(steps))
+        kept = None if record is None else decode_record(json.loads(record))
+        return JournalEntry(number, server, kind, planned, kept, failure)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return JournalEntry(number, server, kind, (), None, f"it cannot be read: {error!r}", readable=False)
 
 
 def _step(one: Dict[str, Any]) -> Step:
@@ -63,6 +78,7 @@ def _step(one: Dict[str, Any]) -> Step:
     raise ValueError(one["kind"])
 
 
-def _record(one: Dict[str, Any]) -> SetRecord:
+def decode_record(one: Dict[str, Any]) -> SetRecord:
+    """What `encode_record` made, parsed. Raise KeyError, TypeError, ValueError."""
     images = tuple(ImageRecord(**image) for image in one["images"])
     return SetRecord(one["server"], one["received_at"], one["source"], one["job_id"], images)

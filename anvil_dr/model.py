@@ -177,6 +177,10 @@ class ImageRecord:
     """Size of the source's disk, which can be less than the image's."""
     digest: str
     """`<algorithm>:<hex>` over the whole image, as digest.py builds it."""
+    verified_at: Optional[str] = None
+    """When its bytes were last read again and were right; ISO 8601, UTC."""
+    rotten: Optional[str] = None
+    """What was found wrong with its bytes, in words; None if nothing was."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,13 @@ class ImageSet:
     images: Tuple[StoredImage, ...]
     complete: bool
     record: Optional[SetRecord] = None
+
+    @property
+    def rotten(self) -> Tuple[str, ...]:
+        """Disks whose images are known not to be what was received any more."""
+        here = {image.identity for image in self.images}
+        remembered = self.record.images if self.record else ()
+        return tuple(image.disk for image in remembered if image.rotten is not None and image.identity in here)
 
 
 @dataclass(frozen=True)
@@ -229,8 +240,8 @@ class JournalStep:
     identity: str
 
 
-Purpose = Literal["cycle", "promote", "trim"]
-"""Why images are renamed: the start of a job, its end, or `copies` lowered."""
+Purpose = Literal["cycle", "promote", "publish", "trim"]
+"""What a plan is for: the start of a job; its end; putting in place what belongs to the new set; `copies` lowered."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +253,11 @@ class JournalEntry:
     purpose: Purpose
     steps: Tuple[JournalStep, ...]
     record: Optional[SetRecord] = None
-    """The set that exists once every step is taken."""
+    """The set that exists once every step is taken, or that is to be published."""
+    failure: Optional[str] = None
+    """Why it could not be finished when that was last tried."""
+    readable: bool = True
+    """False if nobody knows its steps: another version wrote it, or it was damaged."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +281,8 @@ class SourceDefinition:
     """Paths of disks in it that the node left out on purpose."""
     received_at: str
     """ISO 8601, UTC."""
+    disks: Mapping[str, str] = field(default_factory=dict)
+    """The paths in it that were sent, and the names of their disks."""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ import os
 import sqlite3
 from dataclasses import astuple, replace
 from datetime import datetime, timezone
-from typing import Any, Iterable, Mapping, Optional, Tuple
+from types import MappingProxyType
+from typing import Any, Final, Iterable, Mapping, Optional, Tuple
 
-from anvil_dr import journal, naming
+from anvil_dr import journal, naming, set_rows, spare
 from anvil_dr.database import Database
 from anvil_dr.errors import NameCollisionError, ServiceError, StateError
 from anvil_dr.model import (
     Activation,
-    ImageRecord,
     JobRecord,
     JournalEntry,
     JournalStep,
@@ -35,6 +35,7 @@ JOBS_KEPT = 100
 """Past jobs remembered for each server."""
 _JOBS_KEPT_IN_ALL = 100_000
 _TEXT_CHARACTERS = 2000
+_NO_TEXTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class State:
@@ -47,11 +48,11 @@ class State:
 
     @classmethod
     def open(cls, directory: str, *, readonly: bool = False) -> State:
-        """Open or create the state. A damaged database is moved aside and an empty one used instead.
+        """Open or create the state. A damaged database is moved aside, and a new one made from the spare copy.
 
-        `readonly` changes nothing: a database that is missing reads as an empty one, a damaged one is an error.
+        `readonly` changes nothing: a database that is missing reads as the spare copy, a damaged one is an error.
         """
-        database = Database(directory, readonly=readonly)
+        database = Database(directory, readonly=readonly, fill=lambda connection: spare.fill(directory, connection))
         database.prepare()
         return cls(directory, database)
 
@@ -59,6 +60,11 @@ class State:
     def database_path(self) -> str:
         """For messages: the file that everything here is kept in."""
         return self._database.path
+
+    @property
+    def folders(self) -> Tuple[str, ...]:
+        """Where files are kept beside the database."""
+        return self._directory, spare.folder(self._directory)
 
     def close(self) -> None:
         """Give back the service's lock, if this is the service."""
@@ -103,6 +109,7 @@ class State:
                 (base, owner.server, owner.disk),
             )
             if done.rowcount:
+                spare.write(self._directory, connection, {owner.server})
                 log.info("image name claimed base=%s server=%s disk=%s", base, owner.server, owner.disk)
                 return
             holder = Owner(*connection.execute("SELECT server, disk FROM owners WHERE base = ?", (base,)).fetchone())
@@ -122,30 +129,47 @@ class State:
         """Journal a plan. When this returns it is on stable storage, and its first step may be taken."""
         planned = tuple(steps)
         with self._database.writing() as connection:
-            done = connection.execute(
-                "INSERT INTO journal (server, purpose, steps, record) VALUES (?, ?, ?, ?)",
-                (server, purpose, journal.encode_steps(planned), journal.encode_record(record)),
-            )
-        entry = JournalEntry(int(done.lastrowid or 0), server, purpose, planned, record)
+            entry = _insert_plan(connection, server, purpose, planned, record)
         log.info("plan begun server=%s purpose=%s entry=%d steps=%d", server, purpose, entry.id, len(planned))
         return entry
 
-    def finish(self, entry: JournalEntry) -> None:
+    def finish(self, entry: JournalEntry) -> Optional[JournalEntry]:
         """Every step was taken: in one transaction, forget the plan and remember its set.
 
-        The set's images no longer belong to the sets that they were in before. Doing it twice changes nothing.
+        A promotion is followed by the plan to publish its set, which is returned; an older one of that server is void
+        then. The set's images no longer belong to the sets that they were in before. Doing it twice changes nothing.
         """
+        follower: Optional[JournalEntry] = None
         with self._database.writing() as connection:
             connection.execute("DELETE FROM journal WHERE id = ?", (entry.id,))
-            if entry.record is not None:
-                _forget(connection, (image.identity for image in entry.record.images))
-                _remember(connection, entry.record)
+            new = entry.record if entry.purpose == "promote" else None
+            if new is not None and not set_rows.is_known(connection, new):
+                set_rows.remember(connection, new)
+                connection.execute("DELETE FROM journal WHERE server = ? AND purpose = 'publish'", (entry.server,))
+                follower = _insert_plan(connection, entry.server, "publish", (), new)
+                spare.write(self._directory, connection, {entry.server})
         log.info("plan finished server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)
+        return follower
 
-    def pending(self) -> Tuple[JournalEntry, ...]:
-        """Plans that were begun and not finished, oldest first."""
+    def note_failure(self, entry: JournalEntry, failure: str) -> None:
+        """Remember why a plan could not be finished; it stays pending."""
+        with self._database.writing() as connection:
+            connection.execute("UPDATE journal SET failure = ? WHERE id = ?", (failure[:_TEXT_CHARACTERS], entry.id))
+
+    def drop(self, entry: JournalEntry) -> None:
+        """Forget a plan without finishing it: what the names say now is right. For the admin to decide."""
+        with self._database.writing() as connection:
+            connection.execute("DELETE FROM journal WHERE id = ?", (entry.id,))
+        log.warning("plan dropped server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)
+
+    def pending(self, server: Optional[str] = None) -> Tuple[JournalEntry, ...]:
+        """Plans that were begun and not finished, of one server or of all, oldest first."""
         with self._database.reading() as connection:
-            rows = connection.execute("SELECT id, server, purpose, steps, record FROM journal ORDER BY id").fetchall()
+            rows = connection.execute(
+                "SELECT id, server, purpose, steps, record, failure FROM journal"
+                " WHERE ?1 IS NULL OR server = ?1 ORDER BY id",
+                (server,),
+            ).fetchall()
         return tuple(journal.decode_entry(*row) for row in rows)
 
     def forget_images(self, identities: Iterable[str]) -> None:
@@ -154,31 +178,22 @@ class State:
         That set is known to lack them from now on; it is forgotten with its last image.
         """
         with self._database.writing() as connection:
-            _forget(connection, identities)
+            spare.write(self._directory, connection, set_rows.forget(connection, identities))
+
+    def judge_image(self, identity: str, digest: str, at: str, rotten: Optional[str]) -> None:
+        """An image was read again at this time: `rotten` says what is wrong with its bytes, None that nothing is.
+
+        Nothing happens if it is not the image with this digest any more.
+        """
+        with self._database.writing() as connection:
+            spare.write(self._directory, connection, set_rows.judge(connection, identity, digest, at, rotten))
+        if rotten is not None:
+            log.error("image is rotten identity=%s reason=%r", identity, rotten)
 
     def set_records(self, server: Optional[str] = None) -> Tuple[SetRecord, ...]:
         """Received sets, of one server or of all, oldest first. An image that is gone has the identity ''."""
         with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT id, server, received_at, source, job_id FROM sets WHERE ?1 IS NULL OR server = ?1 ORDER BY id",
-                (server,),
-            ).fetchall()
-            return tuple(
-                SetRecord(
-                    row[1],
-                    row[2],
-                    row[3],
-                    row[4],
-                    tuple(
-                        ImageRecord(*image)
-                        for image in connection.execute(
-                            "SELECT disk, identity, size_bytes, digest FROM images WHERE set_id = ? ORDER BY disk",
-                            (row[0],),
-                        )
-                    ),
-                )
-                for row in rows
-            )
+            return set_rows.records(connection, server)
 
     # — jobs —
 
@@ -213,18 +228,23 @@ class State:
             ).fetchall()
         return {job.server: job for job in map(_job, rows)}
 
-    def abandon_running_jobs(self, error: str) -> Tuple[JobRecord, ...]:
-        """At the service's start: what was running then has failed, for this reason. Those jobs, as they are now."""
+    def end_running_jobs(self, error: str) -> Tuple[JobRecord, ...]:
+        """At the service's start: what was running then has failed, for this reason, unless its set is complete.
+
+        Those jobs, as they are now.
+        """
         with self._database.writing() as connection:
-            rows = connection.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY number").fetchall()
-            now = _now()
+            running = connection.execute("SELECT number FROM jobs WHERE state = 'running' ORDER BY number").fetchall()
             connection.execute(
-                "UPDATE jobs SET state = 'failed', finished_at = ?, error = ? WHERE state = 'running'", (now, error)
+                "UPDATE jobs SET finished_at = ?, state = 'failed', error = ? WHERE state = 'running'", (_now(), error)
             )
-        jobs = tuple(replace(_job(row), state="failed", finished_at=now, error=error) for row in rows)
-        for job in jobs:
-            log.info("job abandoned job=%s server=%s started_at=%s", job.id, job.server, job.started_at)
-        return jobs
+            connection.executemany(
+                "UPDATE jobs SET state = 'succeeded', error = NULL WHERE number = ? AND EXISTS"
+                " (SELECT 1 FROM sets WHERE sets.job_id = jobs.id AND sets.server = jobs.server)",
+                running,
+            )
+            rows = [connection.execute("SELECT * FROM jobs WHERE number = ?", row).fetchone() for row in running]
+        return tuple(_job(row) for row in rows)
 
     def prune(self, jobs_kept: int = JOBS_KEPT) -> None:
         """Forget all but the last jobs of each server; running ones stay."""
@@ -233,21 +253,25 @@ class State:
 
     # — definitions as the nodes have them —
 
-    def keep_source_definition(self, server: str, xml: str, left_out: Iterable[str] = ()) -> None:
-        """Remember the definition that the node sent last, to tell how the one here differs."""
+    def keep_source_definition(
+        self, server: str, xml: str, left_out: Iterable[str] = (), disks: Mapping[str, str] = _NO_TEXTS
+    ) -> None:
+        """Remember the definition that the node sent last: to make ours from it, and to tell how that differs."""
         with self._database.writing() as connection:
             connection.execute(
-                "INSERT OR REPLACE INTO definitions (server, xml, left_out, received_at) VALUES (?, ?, ?, ?)",
-                (server, xml, journal.encode_texts(left_out), _now()),
+                "INSERT OR REPLACE INTO definitions (server, xml, left_out, received_at, disks) VALUES (?, ?, ?, ?, ?)",
+                (server, xml, journal.encode_texts(left_out), _now(), journal.encode_map(disks)),
             )
 
     def source_definition(self, server: str) -> Optional[SourceDefinition]:
         """The definition that the node sent last; None if there was none."""
         with self._database.reading() as connection:
             row = connection.execute(
-                "SELECT xml, left_out, received_at FROM definitions WHERE server = ?", (server,)
+                "SELECT xml, left_out, received_at, disks FROM definitions WHERE server = ?", (server,)
             ).fetchone()
-        return None if row is None else SourceDefinition(server, row[0], journal.decode_texts(row[1]), row[2])
+        if row is None:
+            return None
+        return SourceDefinition(server, row[0], journal.decode_texts(row[1]), row[2], journal.decode_map(row[3]))
 
     # — servers that run here —
 
@@ -259,6 +283,7 @@ class State:
                 "INSERT OR REPLACE INTO activations (server, sequence, since, user) VALUES (?, ?, ?, ?)",
                 (server, sequence, activation.since, user),
             )
+            spare.write(self._directory, connection, {server})
         log.info("server marked as activated server=%s sequence=%d user=%s", server, sequence, user)
         return activation
 
@@ -266,6 +291,7 @@ class State:
         """Take the mark away: jobs may write its images again. False if there was none."""
         with self._database.writing() as connection:
             done = connection.execute("DELETE FROM activations WHERE server = ?", (server,))
+            spare.write(self._directory, connection, {server})
         if done.rowcount:
             log.info("server released server=%s", server)
         return bool(done.rowcount)
@@ -283,22 +309,18 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _forget(connection: sqlite3.Connection, identities: Iterable[str]) -> None:
-    connection.executemany("UPDATE images SET identity = '' WHERE identity = ?", [(one,) for one in identities if one])
-    connection.execute(
-        "DELETE FROM sets WHERE NOT EXISTS (SELECT 1 FROM images WHERE set_id = sets.id AND identity <> '')"
-    )
-
-
-def _remember(connection: sqlite3.Connection, record: SetRecord) -> None:
+def _insert_plan(
+    connection: sqlite3.Connection,
+    server: str,
+    purpose: Purpose,
+    steps: Tuple[JournalStep, ...],
+    record: Optional[SetRecord],
+) -> JournalEntry:
     done = connection.execute(
-        "INSERT INTO sets (server, received_at, source, job_id) VALUES (?, ?, ?, ?)",
-        (record.server, record.received_at, record.source, record.job_id),
+        "INSERT INTO journal (server, purpose, steps, record) VALUES (?, ?, ?, ?)",
+        (server, purpose, journal.encode_steps(steps), journal.encode_record(record)),
     )
-    connection.executemany(
-        "INSERT INTO images (set_id, disk, identity, size_bytes, digest) VALUES (?, ?, ?, ?, ?)",
-        [(done.lastrowid, image.disk, image.identity, image.size_bytes, image.digest) for image in record.images],
-    )
+    return JournalEntry(int(done.lastrowid or 0), server, purpose, steps, record)
 
 
 def _job(row: Tuple[Any, ...]) -> JobRecord:

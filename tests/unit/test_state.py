@@ -11,7 +11,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, List
+from typing import Iterator, List, Tuple
 
 import pytest
 
@@ -49,7 +49,9 @@ def record(job: str, *identities: str, server: str = "Web01") -> SetRecord:
 
 def receive(state: State, one: SetRecord) -> None:
     steps = [JournalStep(Rename(Owner(one.server, each.disk), INCOMPLETE, 1), each.identity) for each in one.images]
-    state.finish(state.begin(one.server, "promote", steps, one))
+    publication = state.finish(state.begin(one.server, "promote", steps, one))
+    assert publication is not None
+    state.finish(publication)
 
 
 def job(number: int, server: str = "Web01", **changes: object) -> JobRecord:
@@ -117,6 +119,41 @@ def test_finishing_a_promotion_records_its_set(state: State) -> None:
     assert state.pending() == ()
 
 
+def test_a_promotion_leaves_its_set_to_be_published_and_an_older_one_is_not_any_more(state: State) -> None:
+    first = state.finish(state.begin("Web01", "promote", (), record("first", "lv:a")))
+    other = state.finish(state.begin("Db01", "promote", (), record("other", "lv:x", server="Db01")))
+    second = state.finish(state.begin("Web01", "promote", (), record("second", "lv:b")))
+    assert first is not None and second is not None
+    assert (second.purpose, second.steps, second.record) == ("publish", (), record("second", "lv:b"))
+    assert state.pending() == (other, second)
+    assert state.finish(second) is None
+    assert state.pending() == (other,)
+
+
+def test_why_a_plan_could_not_be_finished_is_kept_with_it(state: State) -> None:
+    entry = state.begin("Web01", "cycle", (JournalStep(Removal(Owner("Web01", "Web01_0"), 3), "lv:c"),))
+    state.note_failure(entry, "the volume is in use")
+    assert state.pending() == (replace(entry, failure="the volume is in use"),)
+    state.drop(entry)
+    assert state.pending() == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("steps", "[{"), ("steps", '[{"kind": "Swap"}]'), ("purpose", "merge"), ("record", '{"server": "Web01"}')],
+)
+def test_a_plan_that_nobody_understands_says_so_and_hides_no_other(
+    state: State, tmp_path: Path, column: str, value: str
+) -> None:
+    bad, good = state.begin("Web01", "cycle", ()), state.begin("Db01", "cycle", ())
+    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
+        connection.execute(f"UPDATE journal SET {column} = ? WHERE id = ?", (value, bad.id))
+    first, second = state.pending()
+    assert (first.server, first.readable, first.steps) == ("Web01", False, ())
+    assert "cannot be read" in str(first.failure)
+    assert second == good
+
+
 def test_a_set_whose_images_are_recycled_is_forgotten_with_the_last_of_them(state: State) -> None:
     receive(state, record("old", "lv:a", "lv:b"))
     receive(state, record("new", "lv:a", "lv:c"))
@@ -129,9 +166,10 @@ def test_a_set_whose_images_are_recycled_is_forgotten_with_the_last_of_them(stat
 
 def test_finishing_twice_is_the_same_as_once(state: State) -> None:
     entry = state.begin("Web01", "promote", (), record("new", "lv:a"))
-    state.finish(entry)
-    state.finish(entry)
+    published = state.finish(entry)
+    assert state.finish(entry) is None
     assert state.set_records() == (record("new", "lv:a"),)
+    assert state.pending() == (published,)
 
 
 def test_a_finish_that_fails_half_way_changes_nothing(state: State) -> None:
@@ -193,7 +231,7 @@ with Database(sys.argv[1], readonly=False).writing() as connection:
     connection.execute("PRAGMA cache_size = 1")
     connection.execute("UPDATE images SET identity = 'lv:torn'")
     for number in range(200):
-        connection.execute("INSERT INTO definitions VALUES (?, ?, '[]', '')", (str(number), "x" * 4096))
+        connection.execute("INSERT INTO definitions VALUES (?, ?, '[]', '', '{}')", (str(number), "x" * 4096))
     os.kill(os.getpid(), 9)
 """
     assert run_python(code, str(tmp_path)).wait() == -9
@@ -230,18 +268,20 @@ def test_a_job_that_was_never_started_can_still_have_failed(state: State) -> Non
     assert state.last_jobs() == {"Web01": refused}
 
 
-def test_at_the_services_start_running_jobs_have_failed(state: State) -> None:
+def test_at_the_services_start_running_jobs_have_failed_unless_their_set_is_complete(state: State) -> None:
     state.job_started(job(1))
     state.job_finished(job(1, state="succeeded"))
     state.job_started(job(2))
     state.job_started(job(2, "Db01"))
-    abandoned = state.abandon_running_jobs("the service was stopped")
-    assert [(one.id, one.server) for one in abandoned] == [("job-2", "Web01"), ("job-2", "Db01")]
+    receive(state, record("job-2", "lv:x", server="Db01"))
+    ended = state.end_running_jobs("the service was stopped")
+    assert [(one.id, one.server) for one in ended] == [("job-2", "Web01"), ("job-2", "Db01")]
     last = state.last_jobs()
-    assert last["Web01"] == abandoned[0]
+    assert [last["Web01"], last["Db01"]] == list(ended)
     assert (last["Web01"].state, last["Web01"].error) == ("failed", "the service was stopped")
-    assert last["Web01"].finished_at
-    assert state.abandon_running_jobs("again") == ()
+    assert (last["Db01"].state, last["Db01"].error) == ("succeeded", None)
+    assert last["Web01"].finished_at and last["Db01"].finished_at
+    assert state.end_running_jobs("again") == ()
 
 
 def test_the_history_is_bounded_for_each_server_and_running_jobs_stay(state: State) -> None:
@@ -298,7 +338,7 @@ sys.stdin.readline()
 for number in range(15):
     name = f"{sys.argv[2]}-{number}"
     made = SetRecord("Web01", "now", "node", name, (ImageRecord("d", "lv:" + name, 1, "sha256:0"),))
-    state.finish(state.begin("Web01", "promote", (), made))
+    state.finish(state.finish(state.begin("Web01", "promote", (), made)) or sys.exit("it is not published"))
 """
     processes = [run_python(code, str(tmp_path), f"p{number}") for number in range(2)]
     for process in processes:
@@ -393,7 +433,7 @@ def damage_length(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_header, damage_pages, damage_length])
-def test_a_damaged_database_is_moved_aside_and_an_empty_one_used(
+def test_a_damaged_database_is_moved_aside_and_one_made_from_the_spare_copy(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object
 ) -> None:
     state = State.open(str(tmp_path))
@@ -405,7 +445,7 @@ def test_a_damaged_database_is_moved_aside_and_an_empty_one_used(
         State.open(str(tmp_path), readonly=True).set_records()
     with caplog.at_level(logging.WARNING):
         state = State.open(str(tmp_path))
-    assert state.set_records() == ()
+    assert [one.job_id for one in state.set_records()] == [f"job-{number}" for number in range(50)]
     receive(state, record("after", "lv:a"))
     (aside,) = tmp_path.glob("state.sqlite.damaged-*")
     assert aside.read_bytes() == damaged
@@ -423,10 +463,76 @@ def test_damage_is_repaired_once_however_many_open_at_the_same_time(tmp_path: Pa
 
 def test_a_database_that_goes_away_while_in_use_is_made_again(state: State, tmp_path: Path) -> None:
     state.claim(Owner("Web01", "Web01_0"))
+    state.job_started(job(1))
     (tmp_path / "state.sqlite").unlink()
-    assert state.owners() == ()
-    state.claim(Owner("Web01", "Web01_0"))
+    assert state.last_jobs() == {}
     assert state.owners() == (Owner("Web01", "Web01_0"),)
+    state.job_started(job(1))
+    assert state.last_jobs()["Web01"] == job(1)
+
+
+# — the spare copy —
+
+
+def everything(state: State) -> Tuple[object, ...]:
+    return state.owners(), state.set_records(), state.activations()
+
+
+def test_what_a_lost_database_knew_of_sets_owners_and_activations_is_known_again(
+    state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state.claim(Owner("Web01", "Web01_0"))
+    state.claim(Owner("Db01", "Db01_0"))
+    receive(state, record("one", "lv:a", "lv:b"))
+    receive(state, record("two", "lv:c", "lv:d"))
+    receive(state, record("three", "lv:a", "lv:b"))
+    state.forget_images(["lv:c"])
+    state.judge_image("lv:a", "sha256:lv:a", "2026-11-20T12:00:00+00:00", None)
+    state.judge_image("lv:b", "sha256:lv:b", "2026-11-20T12:00:00+00:00", "byte 7 is wrong")
+    state.activate("Web01", 2, "root")
+    state.activate("Db01", 1, "root")
+    state.release("Db01")
+    before = everything(state)
+    assert len(state.activations()) == 1 and len(state.set_records()) == 2
+    (tmp_path / "state.sqlite").unlink()
+    assert everything(State.open(str(tmp_path), readonly=True)) == before
+    with caplog.at_level(logging.WARNING):
+        assert everything(State.open(str(tmp_path))) == before
+    assert "taken from the spare copy server=Web01 disks=1 sets=2 activated=True" in caplog.text
+
+
+def test_a_spare_copy_that_makes_no_sense_is_said_and_the_others_are_used(
+    state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in ("Db01", "Web01", "Mail01"):
+        state.claim(Owner(server, "vda"))
+    (tmp_path / "servers" / "Db01.json").write_text("{")
+    (tmp_path / "servers" / "Mail01.json").write_text('{"version": 2}')
+    (tmp_path / "state.sqlite").unlink()
+    assert State.open(str(tmp_path)).owners() == (Owner("Web01", "vda"),)
+    assert "Db01.json" in caplog.text and "Mail01.json" in caplog.text
+
+
+def test_a_spare_copy_that_cannot_be_written_fails_nothing(
+    state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "servers").write_text("in the way")
+    state.activate("Web01", 1, "root")
+    assert "Web01" in state.activations()
+    assert "no spare copy can be kept server=Web01" in caplog.text
+
+
+def test_an_image_that_was_read_again_is_known_as_right_or_rotten(state: State) -> None:
+    receive(state, record("one", "lv:a", "lv:b"))
+    state.judge_image("lv:a", "sha256:lv:a", "2026-11-20T12:00:00+00:00", None)
+    state.judge_image("lv:b", "sha256:lv:b", "2026-11-20T12:00:00+00:00", "byte 7 is wrong")
+    right, wrong = state.set_records()[0].images
+    assert (right.verified_at, right.rotten) == ("2026-11-20T12:00:00+00:00", None)
+    assert (wrong.verified_at, wrong.rotten) == (None, "byte 7 is wrong")
+    state.judge_image("lv:b", "sha256:another", "2026-11-20T13:00:00+00:00", None)
+    assert state.set_records()[0].images[1] == wrong, "it is another image's by now"
+    state.judge_image("lv:b", "sha256:lv:b", "2026-11-20T14:00:00+00:00", None)
+    assert state.set_records()[0].images[1].rotten is None
 
 
 def test_a_database_of_a_newer_version_is_left_alone(state: State, tmp_path: Path) -> None:
