@@ -7,8 +7,8 @@ Pure: touches nothing. The rules:
 - An incomplete set is written into, whoever began it. `_incomplete` images of disks that the job doesn't have are
   removed at its start.
 - With N = `copies` >= 2, a job needs sequence 1 to be free. If it is, nothing moves. If not, the sets below the first
-  gap move up into it. Where 1 to N are all there, a set is recycled into `_incomplete` to make the gap: N, but the
-  highest one that is not complete if N is the last complete set. Sets above N stay.
+  gap move up into it. Where 1 to N are all there, a set is recycled into `_incomplete` to make the gap: the highest
+  one that is not complete, because nothing is lost with it, or else N. Sets above N stay.
 - If there is a set 1 and an incomplete one (an admin's doing), nothing is recycled, and the sets move up into the
   first gap, be it above N: the next success brings them back to N.
 - At the end, a set 1 that is there all the same moves up first, and goes only once the new one is there.
@@ -75,6 +75,15 @@ def plan_end(server: str, sets: Iterable[SetOnDisk], disks: Collection[str], cop
         *(Rename(Owner(server, disk), INCOMPLETE, 1) for disk in disks),
         *(step for number in excess for step in _removals(server, number, standing[number])),
     )
+
+
+def split_end(steps: Tuple[Step, ...]) -> Tuple[Tuple[Step, ...], Tuple[Step, ...]]:
+    """A job's end in two: what makes its images set 1, and the removal of the sets that are too many then.
+
+    The new set must not wait for an old one that can't be removed, because somebody has it open.
+    """
+    promoted = max(number for number, step in enumerate(steps, 1) if isinstance(step, Rename))
+    return steps[:promoted], steps[promoted:]
 
 
 def leaves_no_complete_set(sets: Iterable[SetOnDisk], steps: Tuple[Step, ...]) -> bool:
@@ -161,9 +170,9 @@ def _first_gap(numbered: _Numbered) -> int:
 
 
 def _victim(numbered: _Numbered, copies: int) -> int:
-    """Which of the sets 1 to N to recycle. Nothing ever frees the last complete one."""
-    complete = [number for number, one in numbered.items() if one.complete]
-    return copies - 1 if complete == [copies] else copies
+    """Which of the sets 1 to N to recycle. Nothing ever frees the last complete one: there is more than one set."""
+    broken = [number for number in range(1, copies + 1) if not numbered[number].complete]
+    return max(broken, default=copies)
 
 
 def _shift(server: str, numbered: _Numbered, gap: int) -> Tuple[Step, ...]:
