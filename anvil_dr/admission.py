@@ -1,6 +1,6 @@
 """May this job be taken? Checks it against what is here, and plans where its images go, before anything changes.
 
-Reads the store and the state; claims names; changes nothing else.
+Reads the store and the state; claims names, and has cycle.py finish what was begun; changes nothing else.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ from __future__ import annotations
 import fnmatch
 import logging
 from dataclasses import dataclass
-from typing import Dict, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
-from anvil_dr import definition, naming, placement, rotation, sets
-from anvil_dr.cycle import images_of
+from anvil_dr import cycle, definition, naming, placement, rotation, sets
 from anvil_dr.errors import (
     ImageInUseError,
     NotAllowedError,
@@ -57,31 +56,40 @@ class _Intent:
 
 
 def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
-    """Raise what is wrong with one server of a job; return warnings about its definition. Claims its names."""
+    """Raise what is wrong with one server of a job; return warnings about its definition.
+
+    Claims its names, and finishes what earlier jobs of it began.
+    """
     if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
         raise NotAllowedError(offer.name)
     for disk in offer.disks:
         naming.check_image_names(
             Owner(offer.name, disk.name), target.store.kind, target.config.store.locations, target.config.copies
         )
-    warnings = make_definition(target, offer).warnings
+    warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
     for disk in offer.disks:
         target.state.claim(Owner(offer.name, disk.name))
+    with target.names:
+        cycle.settle(target.store, target.state, offer.name)
     return warnings
 
 
-def make_definition(target: Target, offer: ServerOffer) -> definition.Made:
-    """The definition for the DR box. Raise DefinitionError. No file is touched."""
+def disk_names(offer: ServerOffer) -> Mapping[str, str]:
+    """The names of a server's disks, by their paths in its definition."""
+    return {disk.path: disk.name for disk in offer.disks}
+
+
+def make_definition(
+    target: Target, server: str, xml: str, disks: Mapping[str, str], left_out: Sequence[str]
+) -> definition.Made:
+    """The definition for the DR box; `disks` are names by path. Raise DefinitionError. No file is touched."""
     kind: Literal["file", "block"] = "block" if target.store.kind == "lvm" else "file"
     paths = {
-        disk.path: definition.DiskTarget(target.store.path(Owner(offer.name, disk.name), 1), kind)
-        for disk in offer.disks
+        path: definition.DiskTarget(target.store.path(Owner(server, name), 1), kind) for path, name in disks.items()
     }
-    return definition.make_dr_definition(
-        offer.definition, offer.name, paths, offer.left_out, nvram_path(target, offer.name)
-    )
+    return definition.make_dr_definition(xml, server, paths, tuple(left_out), nvram_path(target, server))
 
 
 def nvram_path(target: Target, server: str) -> str:
@@ -89,12 +97,15 @@ def nvram_path(target: Target, server: str) -> str:
     return f"{target.config.definitions}/nvram/{server}.fd"
 
 
-def plan_servers(target: Target, job_id: str, offers: Sequence[ServerOffer]) -> Dict[str, ServerPlan]:
+def plan_servers(
+    target: Target, job_id: str, offers: Sequence[ServerOffer], cached: Collection[str] = ()
+) -> Dict[str, ServerPlan]:
     """Plan the beginning of some servers of one job together. Changes nothing.
 
+    Of `cached` servers a complete set is on a cache drive by the time that the plan is carried out.
     Raise StoreFullError if they don't all fit; ImageInUseError or StoreError if an image of one cannot be used.
     """
-    intents = [_intend(target, offer) for offer in offers]
+    intents = [_intend(target, offer, offer.name in cached) for offer in offers]
     demands = [demand for intent in intents for demand in intent.demands]
     freed: Dict[str, int] = {}
     for intent in intents:
@@ -133,10 +144,21 @@ def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
 
 
 def server_sets(target: Target, server: str) -> Tuple[ImageSet, ...]:
-    return sets.assemble(images_of(target.store, server), target.state.set_records(server), target.state.pending())
+    state = target.state
+    return sets.assemble(cycle.images_of(target.store, server), state.set_records(server), state.pending(server))
 
 
-def _intend(target: Target, offer: ServerOffer) -> _Intent:
+def needs_cache(target: Target, offer: ServerOffer) -> bool:
+    """True if the job would write over the server's last complete set (SPEC section 3, N = 1). Raise StoreError."""
+    if target.config.copies > 1:
+        return False
+    known = tuple(sets.to_planner(one) for one in server_sets(target, offer.name))
+    disks = tuple(disk.name for disk in offer.disks)
+    steps = rotation.plan_start(offer.name, known, disks, 1) + rotation.plan_overwrite(offer.name, known, disks)
+    return rotation.leaves_no_complete_set(known, steps)
+
+
+def _intend(target: Target, offer: ServerOffer, cached: bool) -> _Intent:
     present = server_sets(target, offer.name)
     images = [image for one in present for image in one.images]
     check_images_free(target, images)
@@ -146,7 +168,7 @@ def _intend(target: Target, offer: ServerOffer) -> _Intent:
     warnings: Tuple[str, ...] = ()
     if target.config.copies == 1:
         steps += rotation.plan_overwrite(offer.name, known, disks)
-        if rotation.leaves_no_complete_set(known, steps):
+        if not cached and rotation.leaves_no_complete_set(known, steps):
             warnings = (_alone(target, offer.name),)
     afterwards = rotation.outcome(images, steps)
     kept = {image.identity for image in afterwards}
@@ -174,9 +196,10 @@ def _demand(disk: DiskOffer, recycled: Optional[StoredImage], server: str) -> De
 def _alone(target: Target, server: str) -> str:
     if target.config.require_cache:
         raise StoreError(
-            f"server {server} has one copy and there is no cache drive to keep it on meanwhile; "
+            f"server {server} has one copy and there is no cache drive with room for it meanwhile; "
             "require_cache forbids writing over it"
         )
     return (
-        f"server {server} has one copy and no cache drive: until this job has succeeded there is no complete set of it"
+        f"server {server} has one copy and no cache drive with room for it: "
+        "until this job has succeeded there is no complete set of it"
     )

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import shutil
 import tempfile
+from contextlib import contextmanager
+from typing import Iterator, Tuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
+_TEMPORARY = (".anvil-dr-", ".tmp")
+"""How the names of files begin and end that are not whole yet."""
 
 
 def sync_directory(path: str) -> None:
@@ -48,13 +54,25 @@ def rename_exclusively(directory: str, before: str, after: str) -> None:
     sync_directory(directory)
 
 
+def make_directories(path: str, mode: int = 0o755) -> None:
+    """Make a directory, and those above it that are missing, durably. Raise OSError."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(path) or "."
+    make_directories(above, mode)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    sync_directory(above)
+
+
 def write_new(path: str, content: bytes, mode: int = 0o644) -> None:
     """Create a file with this content, whole or not at all. Raise FileExistsError if there is one, OSError."""
     directory = os.path.dirname(path)
-    temporary = _write_temporary(directory, content, mode)
-    try:
+    with _temporary(directory, content, mode) as temporary:
         os.link(temporary, path, follow_symlinks=False)
-    finally:
         os.unlink(temporary)
     sync_directory(directory)
 
@@ -62,12 +80,8 @@ def write_new(path: str, content: bytes, mode: int = 0o644) -> None:
 def replace(path: str, content: bytes, mode: int = 0o644) -> None:
     """Put this content in place of whatever `path` held, whole or not at all. Raise OSError."""
     directory = os.path.dirname(path)
-    temporary = _write_temporary(directory, content, mode)
-    try:
+    with _temporary(directory, content, mode) as temporary:
         os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
     sync_directory(directory)
 
 
@@ -77,15 +91,47 @@ def remove(path: str) -> None:
     sync_directory(os.path.dirname(path))
 
 
-def _write_temporary(directory: str, content: bytes, mode: int) -> str:
-    fd, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=directory)
+def remove_tree(path: str) -> None:
+    """Remove a directory and all that is in it. Raise OSError; some of it may be gone then."""
+    shutil.rmtree(path)
+    sync_directory(os.path.dirname(path))
+
+
+def remove_leftovers(directory: str) -> Tuple[str, ...]:
+    """Remove what a process that died here was about to put in place. Returns those names. Raise OSError.
+
+    What another process is writing at this moment is left alone.
+    """
+    removed = []
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        if name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1]):
+            path = os.path.join(directory, name)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+                removed.append(name)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(fd)
+    return tuple(removed)
+
+
+@contextmanager
+def _temporary(directory: str, content: bytes, mode: int) -> Iterator[str]:
+    """A file with this content, on stable storage, that goes again if the block raises OSError."""
+    fd, temporary = tempfile.mkstemp(prefix=_TEMPORARY[0], suffix=_TEMPORARY[1], dir=directory)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
+        fcntl.flock(fd, fcntl.LOCK_EX)  # so that it does not count as left over
+        left = memoryview(content)
+        while left:
+            left = left[os.write(fd, left) :]
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+        yield temporary
     except OSError:
         os.unlink(temporary)
         raise
-    return temporary
+    finally:
+        os.close(fd)

@@ -7,7 +7,6 @@ follows the newest set. Names have been checked by naming.py and admission.py be
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Iterable, Mapping
 
 from anvil_dr import durable
@@ -26,7 +25,7 @@ def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) ->
     try:
         for name, content in files.items():
             path = os.path.join(where, name)
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            durable.make_directories(os.path.dirname(path), mode=0o700)
             durable.replace(path, content, mode=0o600)
     except OSError as error:
         raise StateError(f"the firmware state of server {record.server} cannot be kept: {error}") from error
@@ -39,15 +38,23 @@ def prune(state_directory: str, server: str, records: Iterable[SetRecord]) -> No
     try:
         for name in os.listdir(where) if os.path.isdir(where) else ():
             if name not in kept:
-                shutil.rmtree(os.path.join(where, name))
+                durable.remove_tree(os.path.join(where, name))
     except OSError as error:
         raise StateError(f"old firmware state of server {server} cannot be removed: {error}") from error
 
 
-def publish_nvram(path: str, content: bytes) -> None:
-    """Put the newest set's UEFI variables where the definition names them. Raise StateError."""
+def publish_nvram(state_directory: str, record: SetRecord, path: str) -> None:
+    """Put a set's UEFI variables, if it has any, where the definition names them. Raise StateError."""
+    kept = os.path.join(folder(state_directory, record), "nvram")
     try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(kept, "rb") as file:
+            content = file.read()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StateError(f"{kept} cannot be read: {error.strerror}") from error
+    try:
+        durable.make_directories(os.path.dirname(path))
         durable.replace(path, content, mode=0o600)
     except OSError as error:
         raise StateError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,6 +1,6 @@
 """One server of a job as a transaction, on the target: names cycled, images written, the set promoted.
 
-Touches the store, the state, and the definitions folder. Until `complete` returns, the new set is
+Touches the store, the state, and through publish.py the definitions folder. Until `complete` returns, the new set is
 `_incomplete` and every set that was kept is as it was; whatever ends it before that leaves the next job
 something to resume.
 """
@@ -8,11 +8,10 @@ something to resume.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import ExitStack
 from typing import Dict, Mapping, Optional, Tuple
 
-from anvil_dr import admission, cycle, durable, firmware, rotation, sets
+from anvil_dr import admission, cycle, firmware, publish, rotation, sets
 from anvil_dr.channel import Channel
 from anvil_dr.digest import Digester
 from anvil_dr.errors import DigestMismatchError, ProtocolError, ServerActivatedError, StoreError
@@ -21,6 +20,7 @@ from anvil_dr.model import (
     Allocation,
     Create,
     ImageRecord,
+    JournalEntry,
     Keep,
     Owner,
     Replace,
@@ -162,18 +162,32 @@ class ServerReceiver:
         self._open.close()
         record = SetRecord(server, target.now(), self._source, self._job_id, tuple(self._received.values()))
         firmware.keep(target.config.state, record, self._firmware)
+        # Before the promotion: recovery makes the definition from it, if this process does not live to.
+        target.state.keep_source_definition(
+            server, self._offer.definition, self._offer.left_out, admission.disk_names(self._offer)
+        )
+        published, old_stay = self._promote(record)
+        log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
+        path, made, warnings = publish.publish(target, published)
+        return record.received_at, path, made, warnings + old_stay
+
+    def _promote(self, record: SetRecord) -> Tuple[JournalEntry, Tuple[str, ...]]:
+        """Give the images their number, then free the sets that are too many. Returns what to publish, and warnings."""
+        server, target = self._offer.name, self._target
         with target.names:
             self._refuse_if_activated()
             known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
-            disks = tuple(disk.name for disk in self._offer.disks)
-            steps = rotation.plan_end(server, known, disks, target.config.copies)
-            cycle.carry_out(target.store, target.state, server, "promote", steps, record)
-        log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
-        target.state.keep_source_definition(server, self._offer.definition, self._offer.left_out)
-        firmware.prune(target.config.state, server, target.state.set_records(server))
-        if "nvram" in self._firmware:
-            firmware.publish_nvram(admission.nvram_path(target, server), self._firmware["nvram"])
-        return (record.received_at, *self._write_definition())
+            names = tuple(disk.name for disk in self._offer.disks)
+            promotion, trim = rotation.split_end(rotation.plan_end(server, known, names, target.config.copies))
+            follower = cycle.carry_out(target.store, target.state, server, "promote", promotion, record)
+            if follower is None:
+                raise AssertionError("a set with a record is to be published")
+            try:
+                cycle.carry_out(target.store, target.state, server, "trim", trim)
+            except StoreError as error:
+                log.warning("old images stay for now server=%s error=%s", server, error)
+                return follower, (f"a set that is not needed any more could not be removed: {error}",)
+        return follower, ()
 
     def close(self) -> None:
         """Let go of everything that is open. Idempotent."""
@@ -183,24 +197,6 @@ class ServerReceiver:
         """It may have been activated since the job was admitted; its images are live disks then."""
         if self._offer.name in self._target.state.activations():
             raise ServerActivatedError(self._offer.name)
-
-    def _write_definition(self) -> Tuple[str, bool, Tuple[str, ...]]:
-        path = os.path.join(self._target.config.definitions, f"{self._offer.name}.xml")
-        if os.path.lexists(path):
-            return path, False, ()
-        made = admission.make_definition(self._target, self._offer)
-        try:
-            os.makedirs(self._target.config.definitions, exist_ok=True)
-            # Readable for root only: a console's password is in it, as it was at the node.
-            durable.write_new(path, made.xml.encode("utf-8"), mode=0o600)
-        except FileExistsError:
-            return path, False, ()
-        except OSError as error:
-            raise StoreError(
-                f"the set is complete, but its definition {path} cannot be written: {error.strerror}"
-            ) from error
-        log.info("definition made server=%s path=%s", self._offer.name, path)
-        return path, True, made.warnings
 
     def _allocate(self, allocation: Allocation, recycled: Optional[StoredImage]) -> StoredImage:
         store = self._target.store

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Dict, Final, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from anvil_dr import naming, sets, words
+from anvil_dr.check_record import CheckRecord
 from anvil_dr.model import (
     INCOMPLETE,
     Activation,
@@ -50,6 +51,8 @@ class Observation:
     pending: Tuple[JournalEntry, ...] = ()
     last_jobs: Mapping[str, JobRecord] = field(default_factory=dict)
     activations: Mapping[str, Activation] = field(default_factory=dict)
+    check: Optional[CheckRecord] = None
+    """What the last look at whether the servers could be booted found."""
     definitions: Optional[Mapping[str, DefinitionFacts]] = None
     cache_drives: Tuple[CacheDrive, ...] = ()
     jobs: Optional[Tuple[RunningJob, ...]] = None
@@ -167,15 +170,24 @@ def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: da
     remarks: List[Remark] = []
     if activation is not None:
         remarks.append(Remark(_activated(activation, now)))
+    at_work = any(name in job.servers for job in seen.jobs or ())
+    if not at_work:
+        remarks += [_unfinished(entry) for entry in seen.pending if entry.server == name]
     if seen.images is not None:
-        at_work = any(name in job.servers for job in seen.jobs or ())
         remarks += _about_sets(present, now, at_work=at_work, database_read=seen.records is not None)
     if seen.definitions is not None:
         remarks += _about_definition(definition)
+    if seen.check is not None:
+        remarks += _about_check(name, activation, seen.check, now)
     if last_job is not None:
         remarks += _about_last_job(last_job, seen, now)
     path = None if definition is None else definition.path
     return ServerStatus(name, path, activation, present, last_job, tuple(remarks))
+
+
+def _unfinished(entry: JournalEntry) -> Remark:
+    why = words.printable(entry.failure or "the service does that when it starts")
+    return Remark(f"plan {entry.id} ({entry.purpose}) was begun and is not finished: {why}")
 
 
 def _activated(activation: Activation, now: datetime) -> str:
@@ -241,6 +253,18 @@ def _about_definition(definition: Optional[DefinitionFacts]) -> Iterator[Remark]
         yield Remark(f"the definition cannot be used: {words.printable(definition.problem)}")
     for difference in definition.differences:
         yield Remark(f"the definition differs from the source: {words.printable(difference)}", serious=False)
+
+
+def _about_check(
+    name: str, activation: Optional[Activation], check: CheckRecord, now: datetime
+) -> Iterator[Remark]:
+    when = words.age(check.at, now)
+    for text in check.problems.get(name, ()):
+        yield Remark(f"it could not be booted here (looked at {when}): {words.printable(text)}")
+    if name in check.by_hand and activation is None:
+        yield Remark(
+            f"it ran here {when}, started by hand; so that no job writes over it: anvil-activate-dr --server {name}"
+        )
 
 
 def _about_last_job(job: JobRecord, seen: Observation, now: datetime) -> Iterator[Remark]:

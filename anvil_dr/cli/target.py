@@ -10,13 +10,14 @@ import logging
 import os
 import signal
 import socket
-from typing import List, Optional, Sequence
+import sys
+from contextlib import contextmanager
+from typing import Iterator, List, Optional, Sequence
 
-from anvil_dr import config, service
+from anvil_dr import config, recover, service, words
 from anvil_dr.cli import add_common_options, run_command, wiring
 from anvil_dr.config import Config
-from anvil_dr.errors import ServiceError
-from anvil_dr.recover import recover
+from anvil_dr.errors import ServiceError, UsageError
 from anvil_dr.target import Target
 
 PROGRAM = "anvil-dr-target"
@@ -30,10 +31,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         prog=PROGRAM, description="Take servers' images from the nodes, on the DR box. Usually started by systemd."
     )
     add_common_options(parser)
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--check-config", action="store_true", help="say whether the configuration can be used, and change nothing"
     )
+    instead.add_argument(
+        "--recover",
+        action="store_true",
+        help="do what the service does first when it starts: say what was begun and not finished, and finish it",
+    )
+    instead.add_argument(
+        "--forget", metavar="PLAN", type=int, help="drop a plan that cannot be finished: its images stay as they are"
+    )
     options = parser.parse_args(argv)
+    if options.recover:
+        return run_command(PROGRAM, lambda: _recover(options.config))
+    if options.forget is not None:
+        return run_command(PROGRAM, lambda: _forget(options.config, options.forget))
     if options.check_config:
         return run_command(PROGRAM, lambda: _check(options.config))
     return run_command(PROGRAM, lambda: _serve(options.config), log_handler=_journal(), level=logging.INFO)
@@ -80,19 +94,55 @@ def _check(path: str) -> int:
     return 0
 
 
-def _serve(path: str) -> int:
-    settings, notify = config.load(path), _notify()
+@contextmanager
+def _alone(settings: Config) -> Iterator[Target]:
+    """Everything that a service works with, while no other one does. Raise ServiceError, StateError, StoreError."""
     with wiring.open_state(settings) as state:
         state.lock_service()
         store = wiring.open_store(settings, state)
         store.check()
+        yield Target(settings, store, state)
+
+
+def _recover(path: str) -> int:
+    with _alone(config.load(path)) as target:
+        begun = recover.look(target)
+        for one in begun:
+            print("\n".join(map(words.printable, recover.in_words(one))))
+        done = recover.recover(target)
+    for owner in done.owners:
+        print(words.printable(f"disk {owner.disk} of server {owner.server}: the state did not know it, and does now"))
+    for job in done.jobs:
+        print(words.printable(f"job {job.id} of server {job.server} was running, and has {job.state}"))
+    for problem in done.problems:
+        print(f"{PROGRAM}: {words.printable(problem)}", file=sys.stderr)
+    if not begun:
+        print("Nothing was begun that is not finished.")
+    elif not done.problems:
+        print("All of it is finished.")
+    return 1 if done.problems else 0
+
+
+def _forget(path: str, number: int) -> int:
+    with _alone(config.load(path)) as target:
+        entry = next((entry for entry in target.state.pending() if entry.id == number), None)
+        if entry is None:
+            raise UsageError(f"there is no plan {number}; anvil-dr-status names those that are not finished")
+        target.state.drop(entry)
+    print(f"Plan {number} of server {entry.server} is forgotten. Its images stay as they are.")
+    return 0
+
+
+def _serve(path: str) -> int:
+    settings, notify = config.load(path), _notify()
+    with _alone(settings) as target:
         notify("STATUS=Finishing what was begun")
-        recover(store, state)
+        recover.recover(target)
         with _listener(settings) as listener:
-            running = service.Service(Target(settings, store, state), listener, notify)
+            running = service.Service(target, listener, notify)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *unused: running.stop())
-            log.info("serving name=%s store=%s socket=%s", settings.name, store.kind, settings.socket)
+            log.info("serving name=%s store=%s socket=%s", settings.name, target.store.kind, settings.socket)
             running.run()
     log.info("stopped name=%s", settings.name)
     return 0

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
-from anvil_dr import config, service, source
+from anvil_dr import cached_copy, config, service, source
 from anvil_dr.channel import Channel
 from anvil_dr.cli import wiring
 from anvil_dr.limits import Limits
-from anvil_dr.ports import Store
+from anvil_dr.ports import CacheDrives, Store
 from anvil_dr.protocol import JobPlan
 from anvil_dr.recover import recover
 from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
@@ -91,14 +91,16 @@ class DrBox:
         (folder / "state").mkdir(exist_ok=True)
         self.limits = Limits()
         self.direct_users: Optional[FrozenSet[int]] = None
+        self.open_cache_drives: Callable[[State], Optional[CacheDrives]] = lambda state: None
 
     @contextmanager
     def running(self) -> Iterator[Target]:
         state = State.open(self.config.state)
         state.lock_service()
         store = self.open_store(state)
-        recover(store, state)
-        target = Target(self.config, store, state)
+        target = Target(self.config, store, state, cache_drives=self.open_cache_drives(state))
+        recover(target)
+        cached_copy.resume(target)
         listener = service.listen(self.config.socket)
         served = service.Service(
             target, listener, lambda message: None, limits=self.limits, direct_users=self.direct_users
@@ -111,6 +113,7 @@ class DrBox:
             served.stop()
             thread.join()
             listener.close()
+            cached_copy.stop(target)
             state.close()
 
     def open_store(self, state: State) -> Store:

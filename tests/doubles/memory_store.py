@@ -277,12 +277,16 @@ class Fate:
         if self.dead:
             raise Died(name)
         self.steps.append(name)
-        struck = len(self.steps) == self._at
+        struck = self.strikes(name)
         if struck and not self._after:
             self._strike(name)
         yield
         if struck and self._after:
             self._strike(name)
+
+    def strikes(self, name: str) -> bool:
+        """Whether the step that begins now is the one."""
+        return len(self.steps) == self._at
 
     def watch(self) -> None:
         """Where something is only read: a dead process doesn't."""
@@ -304,6 +308,12 @@ class FatefulStore:
 
     def __init__(self, store: Store, fate: Fate, *, images_too: bool = True) -> None:
         self._store, self._fate, self._images_too = store, fate, images_too
+        self._opened: List[Image] = []
+
+    def bury(self) -> None:
+        """Close what the process has open, as the kernel does when it is gone."""
+        for opened in self._opened:
+            opened.close()
 
     @property
     def kind(self) -> Literal["fs", "lvm"]:
@@ -343,6 +353,7 @@ class FatefulStore:
     def open(self, image: StoredImage, *, writable: bool) -> Image:
         self._fate.watch()
         opened = self._store.open(image, writable=writable)
+        self._opened.append(opened)
         return FatefulImage(opened, self._fate, _name(image)) if self._images_too else opened
 
     def user(self, image: StoredImage) -> Optional[str]:

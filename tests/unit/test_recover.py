@@ -1,0 +1,313 @@
+"""What a start finds and finishes: plans that can't go on, a state that was lost, and what belongs to a set."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+import pytest
+
+from anvil_dr import recover
+from anvil_dr.cli import target as command
+from anvil_dr.model import INCOMPLETE, Owner
+from anvil_dr.send import JobOutcome
+from tests.doubles.memory_store import Died, Fate
+from tests.doubles.mortal_box import DirectoryWorld, MemoryWorld, MortalBox
+from tests.doubles.provenance import Checker, Push
+
+DISKS = {"Web01_0": 90_000, "Web01_1": 5_000}
+FIRMWARE = ("nvram",)
+
+
+class Box(MortalBox):
+    """With a directory store, and a count of its jobs."""
+
+    def __init__(self, folder: Path, *, copies: int = 2) -> None:
+        super().__init__(folder, DirectoryWorld(folder), copies=copies)
+        self.checker = Checker()
+
+    def receive(self, server: str = "Web01", *, firmware: Tuple[str, ...] = (), fate: Optional[Fate] = None) -> JobOutcome:
+        disks = {name.replace("Web01", server): size for name, size in DISKS.items()}
+        self.checker.pushes.append(Push(len(self.checker.pushes) + 1, disks, server, firmware))
+        return self.push(self.checker.pushes[-1], fate=fate)
+
+    def die(self, step: str, *, firmware: Tuple[str, ...] = ()) -> None:
+        """Receive once more, and die after the first step whose name begins like this."""
+        fate = _Named(step)
+        with pytest.raises(Died):
+            self.receive(firmware=firmware, fate=fate)
+
+    def sets(self, server: str = "Web01") -> List[Tuple[int, int]]:
+        return self.checker.complete(server, self.world.images())
+
+    def names(self) -> List[str]:
+        return sorted(self.world.images())
+
+    @property
+    def plan(self) -> int:
+        """The number of the one plan that is not finished."""
+        with self.process() as target:
+            (entry,) = target.state.pending()
+        return entry.id
+
+    @property
+    def config_file(self) -> str:
+        path = self.folder / "target.yaml"
+        one = self.config
+        path.write_text(
+            f"store: fs:{self.folder}/store\ncopies: {one.copies}\nstate: {one.state}\n"
+            f"definitions: {one.definitions}\nruntime: {one.runtime}\n"
+        )
+        return str(path)
+
+
+class _Named(Fate):
+    """Strikes after the first step whose name begins like this."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__(after=True)
+        self._beginning = beginning
+
+    def strikes(self, name: str) -> bool:
+        return name.startswith(self._beginning)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    made = Box(tmp_path)
+    made.receive()
+    made.receive()
+    return made
+
+
+def error_of(outcome: JobOutcome) -> str:
+    return str(outcome.servers[0].error)
+
+
+def test_a_plan_that_cannot_be_finished_stops_its_own_server_only_until_it_can(box: Box) -> None:
+    box.die("rename Web01_Web01_1_2 incomplete")
+    obstacle = box.folder / "store" / "Web01_Web01_0_2.raw"
+    obstacle.write_bytes(b"an admin's")
+    with box.process() as target:
+        (one,) = recover.recover(target).plans
+    assert one.entry.server == "Web01" and "Web01_Web01_0_2.raw" in str(one.problem)
+    assert "Web01_Web01_0_2.raw" in error_of(box.receive())
+    assert box.receive("Db01").succeeded
+    obstacle.unlink()
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 6), (2, 2)]
+
+
+def test_the_reason_is_kept_for_the_status(box: Box) -> None:
+    box.die("rename Web01_Web01_1_2 incomplete")
+    (box.folder / "store" / "Web01_Web01_0_2.raw").write_bytes(b"an admin's")
+    box.recover()
+    with box.process() as target:
+        (entry,) = target.state.pending()
+    assert "Web01_Web01_0_2.raw: File exists" in str(entry.failure)
+
+
+def test_a_plan_whose_images_an_admin_removed_is_finished_with_what_is_left(box: Box) -> None:
+    box.die("rename Web01_Web01_1_2 incomplete")
+    for name in ("Web01_Web01_0_1", "Web01_Web01_0_incomplete"):
+        (box.folder / "store" / f"{name}.raw").unlink()
+    box.recover()
+    assert box.names() == ["Web01_Web01_1_2", "Web01_Web01_1_incomplete"]
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 4)]
+
+
+def test_a_plan_that_nobody_can_read_stops_its_server_until_it_is_forgotten(
+    box: Box, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box.die("rename Web01_Web01_1_1 2")
+    with sqlite3.connect(box.folder / "state" / "state.sqlite") as connection:
+        connection.execute("UPDATE journal SET steps = 'half of i'")
+    connection.close()
+    box.recover()
+    refused, plan = error_of(box.receive()), str(box.plan)
+    assert "cannot be read" in refused and f"anvil-dr-target --forget {plan}" in refused
+    assert box.receive("Db01").succeeded
+    assert command.main(["--config", box.config_file, "--forget", plan]) == 0
+    assert f"Plan {plan} of server Web01 is forgotten" in capsys.readouterr().out
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 6), (2, 2)]
+    assert command.main(["--config", box.config_file, "--forget", plan]) == 2
+
+
+def test_what_a_crash_kept_from_being_published_is_published_at_the_start(box: Box) -> None:
+    (box.folder / "definitions" / "Web01.xml").unlink()
+    box.die("rename Web01_Web01_1_incomplete 1", firmware=FIRMWARE)
+    assert box.sets() == [(1, 3), (2, 2)]
+    variables = box.folder / "definitions" / "nvram" / "Web01.fd"
+    assert not variables.exists()
+    box.recover()
+    assert variables.read_bytes() == box.checker.pushes[-1].firmware_content("nvram")
+    assert "Web01_Web01_0_1.raw" in (box.folder / "definitions" / "Web01.xml").read_text()
+    with box.process() as target:
+        assert target.state.pending() == ()
+        assert target.state.last_jobs()["Web01"].state == "succeeded"
+
+
+def test_the_variables_of_a_server_that_was_activated_meanwhile_are_its_own(box: Box) -> None:
+    box.receive(firmware=FIRMWARE)
+    box.die("rename Web01_Web01_1_incomplete 1", firmware=FIRMWARE)
+    variables = box.folder / "definitions" / "nvram" / "Web01.fd"
+    variables.write_bytes(b"what the server wrote")
+    with box.process() as target:
+        target.state.activate("Web01", 1, "root")
+    box.recover()
+    assert variables.read_bytes() == b"what the server wrote"
+
+
+def test_nothing_is_published_over_a_server_that_runs_and_it_is_done_at_the_next_start(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box = MortalBox(tmp_path, world, copies=2)
+    with pytest.raises(Died):
+        box.push(Push(1, DISKS, firmware=FIRMWARE), fate=_Named("rename Web01_Web01_1_incomplete 1"))
+    with box.process() as target:
+        for image in target.store.images():
+            world.use(image, "process 7 (qemu-system-x86)")
+        (one,) = recover.recover(target).plans
+        assert "in use by process 7" in str(one.problem)
+        assert not (tmp_path / "definitions" / "nvram").exists()
+        for image in target.store.images():
+            world.use(image, None)
+    box.recover()
+    assert (tmp_path / "definitions" / "nvram" / "Web01.fd").exists()
+
+
+def test_a_definition_that_cannot_be_written_fails_the_job_and_is_made_later(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    (tmp_path / "definitions").rmdir()
+    (tmp_path / "definitions").write_text("in the way")
+    assert "the set is complete, but its definition" in error_of(box.receive())
+    assert box.sets() == [(1, 1)]
+    (tmp_path / "definitions").unlink()
+    box.recover()
+    assert (tmp_path / "definitions" / "Web01.xml").is_file()
+
+
+def test_an_old_set_that_is_in_use_delays_nothing_and_goes_later(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, checker = MortalBox(tmp_path, world, copies=3), Checker()
+    checker.pushes += [Push(number, DISKS) for number in range(1, 6)]
+    for push in checker.pushes[:3]:
+        assert box.push(push).succeeded
+    box.config = box.config.__class__(**{**vars(box.config), "copies": 2})
+    outcome = box.push(checker.pushes[3], fate=_Using(world, "rename Web01_Web01_1_incomplete 1"))
+    assert outcome.succeeded
+    assert any("could not be removed" in warning for warning in outcome.servers[0].warnings)
+    assert checker.complete("Web01", world.images()) == [(1, 4), (2, 3), (3, 1)]
+    with box.process() as target:
+        for image in target.store.images():
+            world.use(image, None)
+    assert box.push(checker.pushes[4]).succeeded
+    assert checker.complete("Web01", world.images()) == [(1, 5), (2, 4)]
+
+
+class _Using(_Named):
+    """Kills nobody: somebody opens set 3 at that moment."""
+
+    def __init__(self, world: MemoryWorld, beginning: str) -> None:
+        super().__init__(beginning)
+        self._world = world
+
+    def strikes(self, name: str) -> bool:
+        if super().strikes(name):
+            self._world.use_number(3, "a rehearsal")
+        return False
+
+
+# — the state is lost —
+
+
+def lose_database(box: Box) -> None:
+    (box.folder / "state" / "state.sqlite").unlink()
+
+
+def damage_database(box: Box) -> None:
+    path = box.folder / "state" / "state.sqlite"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+def lose_everything(box: Box) -> None:
+    shutil.rmtree(box.folder / "state")
+
+
+@pytest.mark.parametrize("lose", [lose_database, damage_database, lose_everything])
+def test_a_state_that_is_lost_is_made_again_from_what_is_there_and_said(
+    box: Box, lose: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    lose(box)  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        box.recover()
+    assert "Web01" in caplog.text
+    with box.process() as target:
+        assert target.state.owners() == tuple(Owner("Web01", disk) for disk in DISKS)
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 3), (2, 2)]
+
+
+@pytest.mark.parametrize("lose", [lose_database, damage_database])
+def test_a_server_that_was_activated_stays_so_when_the_database_is_lost(box: Box, lose: object) -> None:
+    with box.process() as target:
+        target.state.activate("Web01", 2, "root")
+    lose(box)  # type: ignore[operator]
+    assert "anvil-activate-dr --release Web01" in error_of(box.receive())
+    assert box.sets() == [(1, 2), (2, 1)]
+
+
+def test_the_firmware_state_of_sets_that_nobody_remembers_is_kept(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.receive(firmware=FIRMWARE)
+    box.receive(firmware=FIRMWARE)
+    lose_database(box)
+    shutil.rmtree(tmp_path / "state" / "servers")
+    box.receive(firmware=FIRMWARE)
+    assert len(list((tmp_path / "state" / "firmware" / "Web01").iterdir())) == 3
+    box.receive(firmware=FIRMWARE)
+    assert len(list((tmp_path / "state" / "firmware" / "Web01").iterdir())) == 2, "now all of them are known"
+
+
+def test_sets_whose_images_are_gone_are_forgotten_with_the_next_job(box: Box) -> None:
+    for path in (box.folder / "store").iterdir():
+        path.unlink()
+    box.receive()
+    with box.process() as target:
+        assert len(target.state.set_records("Web01")) == 1
+
+
+# — the command —
+
+
+def test_recover_says_what_it_is_about_to_do_and_does_it(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.die("rename Web01_Web01_0_1 2")
+    plan = box.plan
+    assert command.main(["--config", box.config_file, "--recover"]) == 0
+    said = capsys.readouterr().out
+    assert f"plan {plan} of server Web01: begin a job\n  disk Web01_1 of set 1 goes to set 2\n" in said
+    assert "of server Web01 was running, and has failed" in said
+    assert said.endswith("All of it is finished.\n")
+    assert box.names() == [f"Web01_{disk}_{number}" for disk in DISKS for number in (2, INCOMPLETE)]
+    assert command.main(["--config", box.config_file, "--recover"]) == 0
+    assert capsys.readouterr().out == "Nothing was begun that is not finished.\n"
+
+
+def test_recover_fails_with_the_name_of_what_cannot_be_finished(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.die("rename Web01_Web01_1_2 incomplete")
+    (box.folder / "store" / "Web01_Web01_0_2.raw").write_bytes(b"an admin's")
+    assert command.main(["--config", box.config_file, "--recover"]) == 1
+    assert f"plan {box.plan} cannot be finished: cannot rename an image" in capsys.readouterr().err
+
+
+def test_recover_leaves_a_running_service_alone(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    box.die("rename Web01_Web01_0_1 2")
+    with box.process() as target:
+        target.state.lock_service()
+        assert command.main(["--config", box.config_file, "--recover"]) == 1
+    assert "another anvil-dr-target is at work" in capsys.readouterr().err
+    assert "Web01_Web01_1_1" in box.names()
