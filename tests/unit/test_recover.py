@@ -29,7 +29,9 @@ class Box(MortalBox):
         super().__init__(folder, DirectoryWorld(folder), copies=copies)
         self.checker = Checker()
 
-    def receive(self, server: str = "Web01", *, firmware: Tuple[str, ...] = (), fate: Optional[Fate] = None) -> JobOutcome:
+    def receive(
+        self, server: str = "Web01", *, firmware: Tuple[str, ...] = (), fate: Optional[Fate] = None
+    ) -> JobOutcome:
         disks = {name.replace("Web01", server): size for name, size in DISKS.items()}
         self.checker.pushes.append(Push(len(self.checker.pushes) + 1, disks, server, firmware))
         return self.push(self.checker.pushes[-1], fate=fate)

@@ -17,6 +17,7 @@ from anvil_dr.model import (
     CacheDrive,
     ImageRecord,
     JobRecord,
+    JournalEntry,
     Location,
     Owner,
     RunningJob,
@@ -104,6 +105,17 @@ def test_the_missing_disk_of_a_set_is_named_and_the_set_that_would_boot_too() ->
         "set 1 is not complete: disk Web01_0 is missing",
         "the newest complete set is number 2: a job was begun that has not succeeded",
     ]
+
+
+def test_a_plan_that_was_not_finished_is_told_with_its_reason_unless_a_job_is_at_it() -> None:
+    entry = JournalEntry(7, "Web01", "promote", (), failure="volume dr01_vg0/Web01_Web01_0_1 is in the way")
+    seen = replace(WELL, pending=(entry, JournalEntry(8, "Web01", "cycle", ())))
+    assert warnings(seen) == [
+        "plan 7 (promote) was begun and is not finished: volume dr01_vg0/Web01_Web01_0_1 is in the way",
+        "plan 8 (cycle) was begun and is not finished: the service does that when it starts",
+    ]
+    running = RunningJob("job-2", "an-a05n01", ("Web01",), "running", 0, 10)
+    assert warnings(replace(seen, jobs=(running,))) == []
 
 
 def test_while_a_job_runs_a_missing_set_one_is_no_alarm() -> None:

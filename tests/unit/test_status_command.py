@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -161,7 +162,7 @@ def test_the_command_shows_what_it_can_when_the_database_is_damaged_and_leaves_i
     assert "not a database" in err
     assert (web01["sets"][0]["complete"], web01["sets"][0]["received_at"]) == (True, None)
     assert database.read_bytes() == b"no database " * 1000
-    assert sorted(os.listdir(box.state)) == ["state.sqlite"]
+    assert sorted(os.listdir(box.state)) == ["servers", "state.sqlite"]
 
 
 def test_the_command_refuses_a_configuration_that_is_not_there(tmp_path: Path) -> None:
@@ -183,8 +184,16 @@ def test_a_reader_that_leaves_early_causes_no_complaint(box: Config, tmp_path: P
 # — looking —
 
 
-def test_sets_are_found_again_by_the_definitions_when_the_database_is_gone(box: Config) -> None:
+def test_sets_are_known_from_the_spare_copy_when_the_database_is_gone(box: Config) -> None:
+    before = look(box)
     Path(box.state, "state.sqlite").unlink()
+    seen = look(box)
+    assert (seen.images, seen.records) == (before.images, before.records) and seen.records
+
+
+def test_sets_are_found_again_by_the_definitions_when_the_state_is_gone(box: Config) -> None:
+    shutil.rmtree(box.state)
+    os.mkdir(box.state)
     seen = look(box)
     assert seen.images is not None
     assert [(one.owner, one.sequence) for one in seen.images] == [(WEB01, 1)]
