@@ -161,6 +161,10 @@ class CacheDrives(Protocol):
         """Mount it if need be, and unmount it again when nobody uses it any more. Raise CacheDriveError."""
         ...
 
+    def tidy(self) -> None:
+        """At the service's start: unmount what one that died left mounted. Raise CacheDriveError."""
+        ...
+
 
 # — the hypervisor —
 

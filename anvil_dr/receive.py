@@ -37,13 +37,14 @@ from anvil_dr.target import Target
 log = logging.getLogger(__name__)
 
 
-class ServerReceiver:
-    """One server's images on their way in."""
+class SetWriter:
+    """One server's set in the store as a transaction, wherever its bytes come from."""
 
-    def __init__(
-        self, target: Target, channel: Channel, digester: Digester, job_id: str, source: str, offer: ServerOffer
-    ) -> None:
-        self._target, self._channel, self._digester = target, channel, digester
+    safe_elsewhere = False
+    """True if a complete set lies on a cache drive meanwhile, so that the last one here may be written over."""
+
+    def __init__(self, target: Target, digester: Digester, job_id: str, source: str, offer: ServerOffer) -> None:
+        self._target, self._digester = target, digester
         self._job_id, self._source, self._offer = job_id, source, offer
         self._open = ExitStack()
         self._images: Dict[str, StoredImage] = {}
@@ -52,15 +53,10 @@ class ServerReceiver:
         self._newest: Dict[str, Image] = {}
         self._received: Dict[str, ImageRecord] = {}
         self._firmware: Dict[str, bytes] = {}
-        self._current: Optional[DiskReceiver] = None
+        self._received_at: Optional[str] = None
         self.written_bytes = 0
         self.finished_bytes = 0
         self.warnings: Tuple[str, ...] = ()
-
-    def done_bytes(self) -> int:
-        """How much of the server's disks is known to be right."""
-        current = self._current
-        return self.finished_bytes + (current.done_bytes if current else 0)
 
     def begin(self) -> Mapping[str, bool]:
         """Cycle the names and make room. Returns for each disk whether there is something to compare with.
@@ -70,7 +66,8 @@ class ServerReceiver:
         server, target = self._offer.name, self._target
         with target.names:
             self._refuse_if_activated()
-            plan = admission.plan_servers(target, self._job_id, [self._offer])[server]
+            safe = (server,) if self.safe_elsewhere else ()
+            plan = admission.plan_servers(target, self._job_id, [self._offer], safe)[server]
             self.warnings = plan.warnings
             for warning in plan.warnings:
                 log.warning("server=%s job=%s %s", server, self._job_id, warning)
@@ -94,6 +91,119 @@ class ServerReceiver:
         return {
             disk: disk in self._newest or not self._fresh[disk] for disk in self._images
         }
+
+    @property
+    def firmware_bytes(self) -> int:
+        """How much firmware state has come so far."""
+        return sum(len(content) for content in self._firmware.values())
+
+    def firmware(self, name: str, content: bytes) -> None:
+        """Keep one file of firmware state until the set is complete."""
+        if name not in self._offer.firmware or name in self._firmware:
+            raise ProtocolError(f"firmware state {name!r} is not due")
+        self._firmware[name] = content
+
+    def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
+        """Promote the set. Returns when it was received, its definition's path, whether that was made now, warnings.
+
+        Raise ProtocolError if something is missing, StoreError, StateError.
+        """
+        server, target = self._offer.name, self._target
+        self._refuse_if_unfinished()
+        self._open.close()
+        received_at = self._received_at or target.now()
+        record = SetRecord(server, received_at, self._source, self._job_id, tuple(self._received.values()))
+        firmware.keep(target.config.state, record, self._firmware)
+        # Before the promotion: recovery makes the definition from it, if this process does not live to.
+        target.state.keep_source_definition(
+            server, self._offer.definition, self._offer.left_out, admission.disk_names(self._offer)
+        )
+        published, old_stay = self._promote(record)
+        log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
+        path, made, warnings = publish.publish(target, published)
+        return record.received_at, path, made, warnings + old_stay
+
+    def _promote(self, record: SetRecord) -> Tuple[JournalEntry, Tuple[str, ...]]:
+        """Give the images their number, then free the sets that are too many. Returns what to publish, and warnings."""
+        server, target = self._offer.name, self._target
+        with target.names:
+            self._refuse_if_activated()
+            known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
+            names = tuple(disk.name for disk in self._offer.disks)
+            promotion, trim = rotation.split_end(
+                rotation.plan_end(server, known, names, target.config.copies)
+            )
+            follower = cycle.carry_out(target.store, target.state, server, "promote", promotion, record)
+            if follower is None:
+                raise AssertionError("a set with a record is to be published")
+            try:
+                cycle.carry_out(target.store, target.state, server, "trim", trim)
+            except StoreError as error:
+                log.warning("old images stay for now server=%s error=%s", server, error)
+                return follower, (f"a set that is not needed any more could not be removed: {error}",)
+        return follower, ()
+
+    def close(self) -> None:
+        """Let go of everything that is open. Idempotent."""
+        self._open.close()
+
+    def _refuse_if_unfinished(self) -> None:
+        missing = [disk.name for disk in self._offer.disks if disk.name not in self._received]
+        missing += [name for name in self._offer.firmware if name not in self._firmware]
+        if missing:
+            raise ProtocolError(f"server {self._offer.name} was ended before {missing[0]} was sent")
+
+    def _refuse_if_activated(self) -> None:
+        """It may have been activated since the job was admitted; its images are live disks then."""
+        if self._offer.name in self._target.state.activations():
+            raise ServerActivatedError(self._offer.name)
+
+    def _allocate(self, allocation: Allocation, recycled: Optional[StoredImage]) -> StoredImage:
+        store = self._target.store
+        if isinstance(allocation, Create) or recycled is None:
+            if isinstance(allocation, Keep):
+                raise StoreError(f"the recycled image of {allocation.owner} has gone")
+            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+        if isinstance(allocation, Resize):
+            return store.resize(recycled, allocation.size_bytes)
+        if isinstance(allocation, Replace):
+            # Both would have one name, and it holds nothing that is promised to anyone any more.
+            store.remove(recycled)
+            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+        return recycled
+
+    def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:
+        if not self._fresh[disk]:
+            return Content(self._digester, self._writable[disk], offer.size_bytes)
+        if self._target.store.is_known_zero(self._images[disk]):
+            return KnownZeros(self._digester)
+        return UnknownContent()
+
+    def _zero_tail(self, image: Image, offer: DiskOffer) -> None:
+        """What a volume has beyond the disk, because extents are whole, reads as zeros too."""
+        if image.size_bytes > offer.size_bytes:
+            image.zero(offer.size_bytes, image.size_bytes - offer.size_bytes)
+
+    def _opened(self, image: StoredImage, *, writable: bool) -> Image:
+        opened = self._target.store.open(image, writable=writable)
+        self._open.callback(opened.close)
+        return opened
+
+
+class ServerReceiver(SetWriter):
+    """One server's images on their way in from a node."""
+
+    def __init__(
+        self, target: Target, channel: Channel, digester: Digester, job_id: str, source: str, offer: ServerOffer
+    ) -> None:
+        super().__init__(target, digester, job_id, source, offer)
+        self._channel = channel
+        self._current: Optional[DiskReceiver] = None
+
+    def done_bytes(self) -> int:
+        """How much of the server's disks is known to be right."""
+        current = self._current
+        return self.finished_bytes + (current.done_bytes if current else 0)
 
     def disk(self, name: str, window: int) -> DiskReceiver:
         """Begin one disk. Raise ProtocolError for one that the job does not have, or that was sent already."""
@@ -137,94 +247,3 @@ class ServerReceiver:
             self._offer.name, name, offer.size_bytes, current.written_bytes, ours,
         )  # fmt: skip
         return DiskDone(name, ours, current.written_bytes)
-
-    @property
-    def firmware_bytes(self) -> int:
-        """How much firmware state has come so far."""
-        return sum(len(content) for content in self._firmware.values())
-
-    def firmware(self, name: str, content: bytes) -> None:
-        """Keep one file of firmware state until the set is complete."""
-        if name not in self._offer.firmware or name in self._firmware:
-            raise ProtocolError(f"firmware state {name!r} is not due")
-        self._firmware[name] = content
-
-    def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
-        """Promote the set. Returns when it was received, its definition's path, whether that was made now, warnings.
-
-        Raise ProtocolError if something is missing, StoreError, StateError.
-        """
-        server, target = self._offer.name, self._target
-        missing = [disk.name for disk in self._offer.disks if disk.name not in self._received]
-        missing += [name for name in self._offer.firmware if name not in self._firmware]
-        if missing:
-            raise ProtocolError(f"server {server} was ended before {missing[0]} was sent")
-        self._open.close()
-        record = SetRecord(server, target.now(), self._source, self._job_id, tuple(self._received.values()))
-        firmware.keep(target.config.state, record, self._firmware)
-        # Before the promotion: recovery makes the definition from it, if this process does not live to.
-        target.state.keep_source_definition(
-            server, self._offer.definition, self._offer.left_out, admission.disk_names(self._offer)
-        )
-        published, old_stay = self._promote(record)
-        log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
-        path, made, warnings = publish.publish(target, published)
-        return record.received_at, path, made, warnings + old_stay
-
-    def _promote(self, record: SetRecord) -> Tuple[JournalEntry, Tuple[str, ...]]:
-        """Give the images their number, then free the sets that are too many. Returns what to publish, and warnings."""
-        server, target = self._offer.name, self._target
-        with target.names:
-            self._refuse_if_activated()
-            known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
-            names = tuple(disk.name for disk in self._offer.disks)
-            promotion, trim = rotation.split_end(rotation.plan_end(server, known, names, target.config.copies))
-            follower = cycle.carry_out(target.store, target.state, server, "promote", promotion, record)
-            if follower is None:
-                raise AssertionError("a set with a record is to be published")
-            try:
-                cycle.carry_out(target.store, target.state, server, "trim", trim)
-            except StoreError as error:
-                log.warning("old images stay for now server=%s error=%s", server, error)
-                return follower, (f"a set that is not needed any more could not be removed: {error}",)
-        return follower, ()
-
-    def close(self) -> None:
-        """Let go of everything that is open. Idempotent."""
-        self._open.close()
-
-    def _refuse_if_activated(self) -> None:
-        """It may have been activated since the job was admitted; its images are live disks then."""
-        if self._offer.name in self._target.state.activations():
-            raise ServerActivatedError(self._offer.name)
-
-    def _allocate(self, allocation: Allocation, recycled: Optional[StoredImage]) -> StoredImage:
-        store = self._target.store
-        if isinstance(allocation, Create) or recycled is None:
-            if isinstance(allocation, Keep):
-                raise StoreError(f"the recycled image of {allocation.owner} has gone")
-            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
-        if isinstance(allocation, Resize):
-            return store.resize(recycled, allocation.size_bytes)
-        if isinstance(allocation, Replace):
-            # Both would have one name, and it holds nothing that is promised to anyone any more.
-            store.remove(recycled)
-            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
-        return recycled
-
-    def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:
-        if not self._fresh[disk]:
-            return Content(self._digester, self._writable[disk], offer.size_bytes)
-        if self._target.store.is_known_zero(self._images[disk]):
-            return KnownZeros(self._digester)
-        return UnknownContent()
-
-    def _zero_tail(self, image: Image, offer: DiskOffer) -> None:
-        """What a volume has beyond the disk, because extents are whole, reads as zeros too."""
-        if image.size_bytes > offer.size_bytes:
-            image.zero(offer.size_bytes, image.size_bytes - offer.size_bytes)
-
-    def _opened(self, image: StoredImage, *, writable: bool) -> Image:
-        opened = self._target.store.open(image, writable=writable)
-        self._open.callback(opened.close)
-        return opened

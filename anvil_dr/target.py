@@ -9,12 +9,12 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Callable, Dict, Iterator, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from anvil_dr.config import Config
 from anvil_dr.errors import ServerBusyError
 from anvil_dr.model import RunningJob
-from anvil_dr.ports import Store
+from anvil_dr.ports import CacheDrives, Store
 from anvil_dr.state import State
 
 
@@ -33,19 +33,35 @@ class JobProgress:
     bytes_total: int
     finished_bytes: int = 0
     current_bytes: Callable[[], int] = field(default=lambda: 0)
+    state: str = "running"
 
     def snapshot(self) -> RunningJob:
         done = min(self.bytes_total, self.finished_bytes + self.current_bytes())
-        return RunningJob(self.id, self.node, self.servers, "running", done, self.bytes_total)
+        return RunningJob(self.id, self.node, self.servers, self.state, done, self.bytes_total)
 
 
 class Target:
     """One DR box at work."""
 
     def __init__(
-        self, config: Config, store: Store, state: State, *, now: Callable[[], str] = utc_now, window: int = 16
+        self,
+        config: Config,
+        store: Store,
+        state: State,
+        *,
+        now: Callable[[], str] = utc_now,
+        window: int = 16,
+        cache_drives: Optional[CacheDrives] = None,
     ) -> None:
         self.config, self.store, self.state, self.now, self.window = config, store, state, now, window
+        self.cache_drives = cache_drives
+        """None: they are not looked for."""
+        self.stopping = threading.Event()
+        """Set when what runs without a session is to end soon."""
+        self.background: List[threading.Thread] = []
+        """What runs without a session."""
+        self.job_ended: Callable[[], None] = lambda: None
+        """Told whenever a job has ended; never waits."""
         self.names = threading.Lock()
         """Held while names are planned and changed, so that two jobs never plan on the same space."""
         self._lock = threading.Lock()
@@ -68,6 +84,11 @@ class Target:
             if self._busy.get(server) == job_id:
                 del self._busy[server]
             self._promised.pop((job_id, server), None)
+
+    def is_busy(self, server: str) -> bool:
+        """True if a job has this server now."""
+        with self._lock:
+            return server in self._busy
 
     # — space that running jobs will still take —
 
@@ -101,6 +122,7 @@ class Target:
         finally:
             with self._lock:
                 del self._jobs[progress.id]
+            self.job_ended()
 
     def jobs(self) -> Tuple[RunningJob, ...]:
         with self._lock:

@@ -100,11 +100,14 @@ class RealCacheDrives:
                         log.info("cache drive unmounted device=%s", drive.device)
 
     def tidy(self) -> None:
-        """At the service's start: unmount what one that died left mounted here."""
-        with self._machine_lock():
-            for path in discovery.mount_points_below(self._directory):
-                log.warning("cache drive was left mounted path=%s", path)
-                self._unmount(path)
+        """At the service's start: unmount what one that died left mounted here. Raise CacheDriveError."""
+        try:
+            with self._machine_lock():
+                for path in discovery.mount_points_below(self._directory):
+                    log.warning("cache drive was left mounted path=%s", path)
+                    self._unmount(path)
+        except OSError as error:
+            raise CacheDriveError("of any kind", f"{self._directory}: {error.strerror}") from error
 
     # — looking —
 

@@ -1,0 +1,87 @@
+"""Folders that stand for cache drives: they have a size, and can be pulled, plugged in again, and fail."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
+
+from anvil_dr import cache_rules
+from anvil_dr.errors import CacheDriveError
+from anvil_dr.model import CacheDrive, Location
+from anvil_dr.ports import OwnerSource, Store
+from anvil_dr.stores.directory import DirectoryStore
+
+
+class SmallStore(DirectoryStore):
+    """A directory that has only so much room."""
+
+    def __init__(self, folder: Path, owners: OwnerSource, size_bytes: int) -> None:
+        super().__init__(str(folder), owners)
+        self._folder, self._size_bytes = folder, size_bytes
+
+    def locations(self) -> Tuple[Location, ...]:
+        used = sum(path.stat().st_size for path in self._folder.glob("*.raw"))
+        return (Location(str(self._folder), self._size_bytes, max(0, self._size_bytes - used), 1),)
+
+
+@dataclass
+class FolderInUse:
+    """Implements ports.CacheFolder."""
+
+    drive: CacheDrive
+    folder: str
+    store: Store
+    drives: FolderDrives
+
+    def check(self) -> None:
+        self.drives.checks += 1
+        self.drives.when_checked(self.drives.checks)
+        if self.drive.device in self.drives.pulled:
+            raise CacheDriveError(self.drive.device, "it is gone")
+
+
+@dataclass
+class FolderDrives:
+    """Implements ports.CacheDrives: one folder for each device name."""
+
+    root: Path
+    sizes: Dict[str, int]
+    pulled: List[str] = field(default_factory=list)
+    in_use: List[str] = field(default_factory=list)
+    when_checked: Callable[[int], None] = lambda count: None
+    checks: int = 0
+    owners: Optional[OwnerSource] = None
+
+    def folder(self, device: str) -> Path:
+        folder = self.root / os.path.basename(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def survey(self) -> Tuple[CacheDrive, ...]:
+        return cache_rules.ranked(
+            CacheDrive(device, None, "ext4", size, size, identity=f"uuid-{device}", signed=True)
+            for device, size in self.sizes.items()
+            if device not in self.pulled
+        )
+
+    @contextmanager
+    def use(self, drive: CacheDrive) -> Iterator[FolderInUse]:
+        if drive.device in self.pulled:
+            raise CacheDriveError(drive.device, "it is gone")
+        assert self.owners is not None
+        folder = self.folder(drive.device)
+        self.in_use.append(drive.device)
+        try:
+            store = SmallStore(folder, self.owners, self.sizes[drive.device])
+            yield FolderInUse(drive, str(folder), store, self)
+        finally:
+            self.in_use.remove(drive.device)
+
+    def tidy(self) -> None:
+        """Nothing is ever left mounted."""
+
+    def names(self) -> List[str]:
+        return sorted(path.name for device in self.sizes for path in self.folder(device).iterdir())

@@ -1,0 +1,296 @@
+"""N = 1 with a cache drive: jobs through the real service, onto folders that stand for drives."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import pytest
+
+from anvil_dr import cached_copy, cached_sets
+from anvil_dr.errors import AnvilDrError, PeerGoneError
+from anvil_dr.model import INCOMPLETE
+from anvil_dr.target import Target
+from tests.doubles.cache_drives import FolderDrives
+from tests.doubles.dr_box import DrBox, Node, Quiet
+
+MIB = 1 << 20
+
+
+def noise(size_bytes: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size_bytes)
+
+
+def two_disks(seed: int, server: str = "Web01") -> Dict[str, bytes]:
+    return {
+        f"{server}_0": noise(2 * MIB, seed) + bytes(3 * MIB) + noise(70_001, seed),
+        f"{server}_1": noise(MIB, seed + 1000),
+    }
+
+
+class Surroundings:
+    """A DR box with one copy, drives, and servers that have been received once."""
+
+    def __init__(self, folder: Path, sizes: Dict[str, int], servers: List[str], **changes: object) -> None:
+        self.box = DrBox(folder, copies=1, **changes)
+        self.drives = FolderDrives(folder / "drives", sizes)
+
+        def open_drives(state: object) -> FolderDrives:
+            self.drives.owners = state.owners  # type: ignore[attr-defined]
+            return self.drives
+
+        self.nodes = {name: Node(folder / f"node-{name}", name, disks=two_disks(0, name)) for name in servers}
+        with self.box.running():
+            for node in self.nodes.values():
+                assert self.box.send(node.outgoing()).succeeded
+        self.box.open_cache_drives = open_drives
+
+    def change(self, seed: int) -> None:
+        for name, node in self.nodes.items():
+            node.disks = two_disks(seed, name)
+
+    def send(self, observer: Optional[Quiet] = None) -> List[Optional[AnvilDrError]]:
+        outgoing = [node.outgoing() for node in self.nodes.values()]
+        return [outcome.error for outcome in self.box.send(*outgoing, observer=observer).servers]
+
+    def stored(self, seed: int) -> bool:
+        """True if the store has exactly the sets of this seed, as sequence 1."""
+        wanted = {f"{name}_{disk}_1": two_disks(seed, name)[disk] for name in self.nodes for disk in two_disks(0, name)}
+        assert self.box.names() == sorted(f"{image}.raw" for image in wanted)
+        return all(self.box.image(image) == content for image, content in wanted.items())
+
+
+def wait(target: Target) -> None:
+    """Until everything that was received is in the store, or has failed to get there."""
+    deadline = time.monotonic() + 60
+    while any(target.is_busy(server) for server in ("Web01", "Db01")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Surroundings:
+    return Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
+
+
+def test_everything_arrives_on_the_cache_first_and_then_goes_to_the_store(web: Surroundings) -> None:
+    web.change(1)
+    seen: List[bool] = []
+    with web.box.running() as target:
+        assert web.send(Quiet(when_advanced=lambda: seen.append(web.stored(0)))) == [None]
+        wait(target)
+        assert web.stored(1)
+        (record,) = target.state.set_records("Web01")
+        assert {image.sequence for image in target.store.images()} == {1}
+        assert target.state.last_jobs()["Web01"].state == "succeeded"
+        assert len(record.images) == 2
+    assert seen and all(seen), "the store was as it was for as long as anything arrived"
+    assert web.drives.names() == [] and web.drives.in_use == []
+
+
+def test_the_node_is_not_warned_where_a_set_is_always_complete(web: Surroundings) -> None:
+    web.change(1)
+    with web.box.running() as target:
+        (outcome,) = web.box.send(web.nodes["Web01"].outgoing()).servers
+        wait(target)
+    assert outcome.warnings == ()
+
+
+def test_what_the_store_has_is_a_base_and_only_the_difference_is_sent_and_written(web: Surroundings) -> None:
+    content = bytearray(web.nodes["Web01"].disks["Web01_0"])
+    content[100_000:100_010] = b"0123456789"
+    web.nodes["Web01"].disks["Web01_0"] = bytes(content)
+    with web.box.running() as target:
+        before = web.box.store_folder / "Web01_Web01_0_1.raw"
+        inode = before.stat().st_ino
+        outcome = web.box.send(web.nodes["Web01"].outgoing())
+        wait(target)
+        assert outcome.succeeded and outcome.wire_bytes < 100_000
+        assert before.stat().st_ino == inode and web.box.image("Web01_Web01_0_1") == content
+
+
+def test_a_box_that_dies_before_the_copy_finishes_it_at_its_next_start_without_the_node(web: Surroundings) -> None:
+    web.change(1)
+    with web.box.running() as target:
+        target.stopping.set()  # as if it died: the copy ends at its first chunk
+        assert web.send() == [None]
+        wait(target)
+        assert web.stored(0), "the last set is whole until the cached one has been read and found right"
+        (waiting,) = cached_sets.all_of_them(target.config.state)
+    assert web.drives.names() == ["Web01_Web01_0_1.raw", "Web01_Web01_1_1.raw"]
+    with web.box.running() as target:
+        wait(target)
+        assert web.stored(1)
+        (record,) = target.state.set_records("Web01")
+        assert (record.job_id, record.received_at) == (waiting.job_id, waiting.received_at)
+    assert web.drives.names() == [] and cached_sets.all_of_them(web.box.config.state) == ()
+
+
+@pytest.mark.parametrize("chunk", range(1, 6))
+def test_whenever_the_copy_stops_a_complete_set_is_in_the_store_or_on_the_drive(
+    web: Surroundings, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    web.change(1)
+    scan, left = cached_copy.scan, [chunk]
+
+    def dying(source, size_bytes, digester, advanced, to=None):  # type: ignore[no-untyped-def]
+        def counted(length_bytes: int) -> None:
+            left[0] -= 1
+            if left[0] <= 0:
+                web_target.stopping.set()
+            advanced(length_bytes)
+
+        return scan(source, size_bytes, digester, counted, to)
+
+    monkeypatch.setattr(cached_copy, "scan", dying)
+    with web.box.running() as web_target:
+        assert web.send() == [None]
+        wait(web_target)
+        stored = {image.sequence for image in web_target.store.images()}
+    on_drive = {name: (web.drives.folder("/dev/sdb") / name).read_bytes() for name in web.drives.names()}
+    if on_drive:
+        assert on_drive == {f"Web01_{disk}_1.raw": content for disk, content in two_disks(1).items()}
+    else:
+        assert stored == {1}
+    monkeypatch.undo()
+    with web.box.running() as target:
+        wait(target)
+        assert web.stored(1)
+    assert web.drives.names() == []
+
+
+def test_a_job_that_breaks_leaves_the_store_alone_and_the_next_one_resumes_on_the_drive(web: Surroundings) -> None:
+    web.nodes["Web01"].disks = {"Web01_0": noise(40 * MIB, 5)}
+    with web.box.running() as target:
+        with pytest.raises(PeerGoneError):
+            web.box.send(web.nodes["Web01"].outgoing(), break_after_bytes=32 * MIB)
+        assert {image.sequence for image in target.store.images()} == {1}
+        assert web.drives.names() == ["Web01_Web01_0_incomplete.raw"]
+        while target.is_busy("Web01"):
+            time.sleep(0.01)
+        outcome = web.box.send(web.nodes["Web01"].outgoing())
+        assert outcome.succeeded and outcome.wire_bytes < 12 * MIB
+        wait(target)
+        assert web.box.image("Web01_Web01_0_1") == web.nodes["Web01"].disks["Web01_0"]
+
+
+def test_several_servers_are_cached_together_and_copied_after_the_last_one(tmp_path: Path) -> None:
+    both = Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01", "Db01"])
+    both.change(1)
+    seen: List[bool] = []
+    with both.box.running() as target:
+        assert both.send(Quiet(when_advanced=lambda: seen.append(both.stored(0)))) == [None, None]
+        wait(target)
+        assert all(seen) and both.stored(1)
+    assert both.drives.names() == []
+
+
+def test_servers_that_do_not_fit_together_are_cached_copied_and_freed_one_at_a_time(tmp_path: Path) -> None:
+    both = Surroundings(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
+    both.change(1)
+    on_drive: List[List[str]] = []
+    with both.box.running() as target:
+        assert both.send(Quiet(when_advanced=lambda: on_drive.append(both.drives.names()))) == [None, None]
+        wait(target)
+        assert both.stored(1)
+    assert not any({name[:3] for name in names} >= {"Web", "Db0"} for names in on_drive)
+    assert any(names and names[0].startswith("Db01") for names in on_drive)
+
+
+def test_a_server_too_large_for_any_drive_goes_to_the_store_with_a_warning(tmp_path: Path) -> None:
+    small = Surroundings(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"])
+    small.change(1)
+    with small.box.running():
+        (outcome,) = small.box.send(small.nodes["Web01"].outgoing()).servers
+        assert outcome.error is None and "no cache drive with room" in outcome.warnings[0]
+        assert small.stored(1)
+
+
+def test_a_server_too_large_for_any_drive_is_refused_where_a_cache_drive_is_required(tmp_path: Path) -> None:
+    small = Surroundings(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"], require_cache=True)
+    small.change(1)
+    with small.box.running():
+        (error,) = small.send()
+        assert "require_cache" in str(error) and small.stored(0)
+
+
+def test_a_drive_that_is_pulled_fails_its_server_by_name_and_the_next_job_works(web: Surroundings) -> None:
+    for pulled_at in range(1, 8):
+        web.change(pulled_at)
+        web.drives.checks = 0
+
+        def pull(count: int, at: int = pulled_at) -> None:
+            if count == at:
+                web.drives.pulled.append("/dev/sdb")
+
+        web.drives.when_checked = pull
+        with web.box.running() as target:
+            (error,) = web.send()
+            wait(target)
+            if error is not None:
+                assert "/dev/sdb" in str(error) and web.stored(0)
+            web.drives.when_checked = lambda count: None
+            web.drives.pulled.clear()
+            for thread in cached_copy.resume(target):
+                thread.join()
+            assert web.send() == [None]
+            wait(target)
+            assert web.stored(pulled_at)
+            web.change(0)
+            assert web.send() == [None]
+            wait(target)
+            assert web.stored(0)
+
+
+def test_a_set_whose_bytes_rotted_on_the_drive_is_not_copied_over_the_last_good_one(web: Surroundings) -> None:
+    web.change(1)
+    with web.box.running() as target:
+        target.stopping.set()
+        assert web.send() == [None]
+        wait(target)
+    with open(web.drives.folder("/dev/sdb") / "Web01_Web01_1_1.raw", "r+b") as file:
+        file.write(b"rot")
+    with web.box.running() as target:
+        wait(target)
+        assert web.stored(0)
+        assert [one.server for one in cached_sets.all_of_them(target.config.state)] == ["Web01"]
+        assert web.send() == [None], "the next job does without it"
+        wait(target)
+        assert web.stored(1)
+
+
+def test_firmware_state_goes_through_the_cache_too(web: Surroundings) -> None:
+    web.change(1)
+    with web.box.running() as target:
+        sent = replace(web.nodes["Web01"].outgoing(), firmware={"nvram": b"variables", "tpm/tpm2-00.permall": b"t"})
+        assert web.box.send(sent).succeeded
+        wait(target)
+        assert web.stored(1)
+    assert (web.box.folder / "definitions" / "nvram" / "Web01.fd").read_bytes() == b"variables"
+
+
+def test_half_an_image_of_a_server_of_another_job_makes_room(tmp_path: Path) -> None:
+    both = Surroundings(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
+    with both.box.running() as target:
+        both.change(1)
+        with pytest.raises(PeerGoneError):
+            both.box.send(both.nodes["Web01"].outgoing(), break_after_bytes=1)
+        assert both.drives.names() and both.stored(0)
+        while target.is_busy("Web01"):
+            time.sleep(0.01)
+        assert both.box.send(both.nodes["Db01"].outgoing()).succeeded
+        wait(target)
+        assert both.box.image("Db01_Db01_0_1") == two_disks(1, "Db01")["Db01_0"]
+
+
+def test_no_drive_is_used_where_more_copies_are_kept(tmp_path: Path) -> None:
+    two = Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
+    two.box.config = replace(two.box.config, copies=2)
+    with two.box.running() as target:
+        assert two.send(Quiet(when_advanced=lambda: two.drives.names() == [])) == [None]
+        assert {image.sequence for image in target.store.images()} == {1, 2}
+        assert INCOMPLETE not in {image.sequence for image in target.store.images()}
+    assert two.drives.checks == 0
