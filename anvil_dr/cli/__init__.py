@@ -64,6 +64,9 @@ def _set_up_logging(handler: Optional[logging.Handler], level: int) -> None:
     if handler is None:
         handler = logging.StreamHandler()
         handler.setFormatter(_Formatter("%(asctime)s level=%(levelname)s from=%(name)s %(message)s"))
+    else:
+        # The journal has the time and the level of each line by itself.
+        handler.setFormatter(_Formatter("%(message)s"))
     wanted = _LEVELS.get(os.environ.get("ANVIL_DR_LOG", "").lower(), level)
     logging.basicConfig(level=wanted, handlers=[handler], force=True)
 
