@@ -37,6 +37,11 @@ class Request:
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
     """Boot these with so much, instead of what the definition says."""
 
+    @property
+    def is_special(self) -> bool:
+        """True if it asks for anything but all servers as they are."""
+        return bool(self.servers or self.sequence or self.memory_bytes)
+
 
 @dataclass(frozen=True)
 class _Case:

@@ -54,6 +54,8 @@ class ActivationConfig:
 
     connect: str = "qemu:///system"
     servers: Mapping[str, ServerActivation] = field(default_factory=dict)
+    check: bool = True
+    """Whether the service looks after each job, and daily, if the servers could be booted."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,8 @@ def _activation(section: settings.Section) -> ActivationConfig:
         waiting = next(name for name in listed.keys if name in circle)
         message = f"no server of these can be the first: {' before '.join(circle)}"
         raise listed.section(waiting).error("start_after", message) from error
-    return ActivationConfig(connect, servers)
+    check = section.boolean("check", ActivationConfig.check)
+    return ActivationConfig(connect, servers, check)
 
 
 def _server(name: str, section: settings.Section) -> ServerActivation:

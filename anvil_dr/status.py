@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Dict, Final, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from anvil_dr import naming, sets, words
-from anvil_dr.check_record import CheckRecord
+from anvil_dr.check_result import CheckResult
 from anvil_dr.model import (
     INCOMPLETE,
     Activation,
@@ -51,7 +51,7 @@ class Observation:
     pending: Tuple[JournalEntry, ...] = ()
     last_jobs: Mapping[str, JobRecord] = field(default_factory=dict)
     activations: Mapping[str, Activation] = field(default_factory=dict)
-    check: Optional[CheckRecord] = None
+    check: Optional[CheckResult] = None
     """What the last look at whether the servers could be booted found."""
     definitions: Optional[Mapping[str, DefinitionFacts]] = None
     cache_drives: Tuple[CacheDrive, ...] = ()
@@ -256,9 +256,11 @@ def _about_definition(definition: Optional[DefinitionFacts]) -> Iterator[Remark]
 
 
 def _about_check(
-    name: str, activation: Optional[Activation], check: CheckRecord, now: datetime
+    name: str, activation: Optional[Activation], check: CheckResult, now: datetime
 ) -> Iterator[Remark]:
     when = words.age(check.at, now)
+    if check.problem is not None:
+        yield Remark(f"whether it could be booted could not be looked at ({when}): {words.printable(check.problem)}")
     for text in check.problems.get(name, ()):
         yield Remark(f"it could not be booted here (looked at {when}): {words.printable(text)}")
     if name in check.by_hand and activation is None:

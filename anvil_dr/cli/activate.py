@@ -11,14 +11,16 @@ import sys
 from contextlib import ExitStack
 from typing import Dict, List, Optional, Sequence
 
-from anvil_dr import activate, activation_json, activation_text, hypervisor, release, survey, words
+from anvil_dr import activate, activation_json, activation_text, check_record, hypervisor, release, survey, words
 from anvil_dr import config as configuration
 from anvil_dr.activate import Request
+from anvil_dr.check_result import CheckResult
 from anvil_dr.cli import activate_boot, activate_view, add_common_options, run_command, wiring
 from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
-from anvil_dr.errors import StateError, UsageError
+from anvil_dr.errors import HypervisorError, StateError, UsageError
 from anvil_dr.state import State
+from anvil_dr.target import utc_now
 
 PROGRAM = "anvil-activate-dr"
 
@@ -41,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="only show the servers and their sets")
     what.add_argument("--check", action="store_true", help="only show what would be booted, and what is in the way")
+    what.add_argument("--after-job", action="store_true", help="what the service does after each job: check, quietly")
     what.add_argument(
         "--release", metavar="SERVER", action="append", help="jobs may write this server's images again; boot nothing"
     )
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.sequence is not None and options.sequence < 1:
         raise UsageError("--sequence: sets are numbered from 1, the newest")
+    options.check |= options.after_job
     memory_bytes = _memory(options.memory)
     config = configuration.load(options.config)
     if options.release:
@@ -78,8 +82,13 @@ def _run(options: argparse.Namespace) -> int:
             return _list(box, options)
         servers = tuple(dict.fromkeys(options.server))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
-        manner = Manner(options.check, options.yes, options.json, options.wait)
-        connected = opened.enter_context(hypervisor.connect(options.connect or config.activation.connect))
+        manner = Manner(options.check, options.yes, options.json, options.wait, options.after_job)
+        try:
+            connected = opened.enter_context(hypervisor.connect(options.connect or config.activation.connect))
+        except HypervisorError as error:
+            if options.check and not request.is_special:
+                check_record.write(config.state, CheckResult(utc_now(), str(error)))
+            raise
         return activate_boot.run(box, request, manner, connected)
 
 

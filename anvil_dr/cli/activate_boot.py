@@ -22,6 +22,8 @@ from anvil_dr import (
     activation_text,
     boot,
     boot_record,
+    check_record,
+    check_result,
     command,
     life_signs,
     nodes,
@@ -65,6 +67,8 @@ class Manner:
     yes: bool
     as_json: bool
     answer_seconds: Optional[float]
+    quiet: bool = False
+    """A check that only its record and its exit code tell of."""
 
 
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
@@ -72,9 +76,11 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
     seen = survey.survey(box.store, box.state, box.config.definitions)
     planner = _Planner(box, seen, hypervisor, {} if manner.check else _life_signs(box, seen, request, manner))
     plan = planner.plan(request)
-    if not manner.as_json:
+    if not (manner.as_json or manner.quiet):
         _show(plan, box.config)
     if manner.check:
+        if not request.is_special:
+            check_record.write(box.config.state, check_result.of_plan(plan, utc_now()))
         if manner.as_json:
             activate_view.show_json(activation_json.plan_to_json(plan, None))
         return 1 if plan.blocked or not plan.servers else 0

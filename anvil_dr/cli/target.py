@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence
 
 from anvil_dr import config, recover, service, words
-from anvil_dr.cli import add_common_options, run_command, wiring
+from anvil_dr.cli import add_common_options, run_command, target_aftercare, wiring
 from anvil_dr.config import Config
 from anvil_dr.errors import ServiceError, UsageError
 from anvil_dr.target import Target
@@ -143,7 +143,8 @@ def _serve(path: str) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *unused: running.stop())
             log.info("serving name=%s store=%s socket=%s", settings.name, target.store.kind, settings.socket)
-            running.run()
+            with target_aftercare.at_work(target, path):
+                running.run()
     log.info("stopped name=%s", settings.name)
     return 0
 

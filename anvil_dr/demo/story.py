@@ -42,6 +42,7 @@ use_cache: false
 definitions: {folder}/definitions
 state: {folder}/state
 runtime: {folder}/run
+activation: {{check: false}}
 """
 _JOB_TEXT: Final = """\
 name: nightly

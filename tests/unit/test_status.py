@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anvil_dr import status, status_text
+from anvil_dr.check_result import CheckResult
 from anvil_dr.model import (
     INCOMPLETE,
     Activation,
@@ -436,3 +437,22 @@ def test_nothing_that_a_node_said_commands_the_terminal(node: str, error: str) -
         definitions={"Db01": DefinitionFacts("/d/Db01.xml", error, (error,))},
     )
     assert all(line.text.isprintable() for line in status_text.lines(status.assess(seen, NOW), NOW))
+
+
+def test_what_the_last_look_found_is_said_of_each_server() -> None:
+    problems = {"Web01": ("there is no bridge lan1 here (make it)",)}
+    seen = replace(WELL, check=CheckResult(at(hours=3), problems=problems, by_hand=("Db01",)))
+    assert warnings(seen) == [
+        "it could not be booted here (looked at 3 hours ago): there is no bridge lan1 here (make it)"
+    ]
+    assert warnings(seen, "Db01") == [
+        "it ran here 3 hours ago, started by hand; so that no job writes over it: anvil-activate-dr --server Db01"
+    ]
+    assert all(one.needs_attention for one in status.assess(seen, NOW).servers)
+
+
+def test_a_look_that_was_not_possible_is_no_good_news() -> None:
+    seen = replace(WELL, check=CheckResult(at(hours=3), problem="libvirtd is not running"))
+    assert warnings(seen) == [
+        "whether it could be booted could not be looked at (3 hours ago): libvirtd is not running"
+    ]
