@@ -114,7 +114,8 @@ def _claim_what_is_there(target: Target) -> Tuple[Owner, ...]:
 def _sweep(target: Target) -> None:
     """Remove what a process that died was about to put in place."""
     config = target.config
-    for folder in (config.definitions, os.path.join(config.definitions, "nvram"), *target.state.folders):
+    below_state = (folder for folder, _, _ in os.walk(config.state))
+    for folder in (config.definitions, os.path.join(config.definitions, "nvram"), *below_state):
         try:
             for name in durable.remove_leftovers(folder):
                 log.info("leftover removed path=%s", os.path.join(folder, name))

@@ -61,11 +61,6 @@ class State:
         """For messages: the file that everything here is kept in."""
         return self._database.path
 
-    @property
-    def folders(self) -> Tuple[str, ...]:
-        """Where files are kept beside the database."""
-        return self._directory, spare.folder(self._directory)
-
     def close(self) -> None:
         """Give back the service's lock, if this is the service."""
         if self._lock is not None:
@@ -189,6 +184,11 @@ class State:
             spare.write(self._directory, connection, set_rows.judge(connection, identity, digest, at, rotten))
         if rotten is not None:
             log.error("image is rotten identity=%s reason=%r", identity, rotten)
+
+    def ran_here(self, identities: Iterable[str], until: str) -> None:
+        """A server that was activated ran on these images until then: they are not what was received any more."""
+        with self._database.writing() as connection:
+            spare.write(self._directory, connection, set_rows.ran_here(connection, identities, until))
 
     def set_records(self, server: Optional[str] = None) -> Tuple[SetRecord, ...]:
         """Received sets, of one server or of all, oldest first. An image that is gone has the identity ''."""
