@@ -58,6 +58,9 @@ from anvil_dr.send_disk import DiskSender
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS = "the reason why the target left"
+_LAST_WORDS_SECONDS = 5.0
+
 
 class Source(Image, Protocol):
     """A disk of the node, open for reading."""
@@ -157,16 +160,33 @@ class JobSender:
 
     def run(self, name: str, servers: Tuple[OutgoingServer, ...]) -> JobOutcome:
         """Send the servers one after the other. Raise ProtocolError or RemoteError if the session itself fails."""
-        with KeepAlive(self._channel):
-            self._greet()
-            self._send(Job(name, tuple(_offer(server) for server in servers)))
-            plan = self._expect(JobPlan)
-            self._observer.job_planned(plan)
-            plans = {planned.name: planned for planned in plan.servers}
-            outcomes = tuple(self._one(server, plans.get(server.name)) for server in servers)
-            self._send(JobEnd())
-            self._expect(JobDone)
+        try:
+            with KeepAlive(self._channel):
+                return self._job(name, servers)
+        except PeerGoneError as error:
+            raise self._last_words() or error from None
+
+    def _job(self, name: str, servers: Tuple[OutgoingServer, ...]) -> JobOutcome:
+        self._greet()
+        self._send(Job(name, tuple(_offer(server) for server in servers)))
+        plan = self._expect(JobPlan)
+        self._observer.job_planned(plan)
+        plans = {planned.name: planned for planned in plan.servers}
+        outcomes = tuple(self._one(server, plans.get(server.name)) for server in servers)
+        self._send(JobEnd())
+        self._expect(JobDone)
         return JobOutcome(plan.job_id, outcomes, self._channel.wire_bytes)
+
+    def _last_words(self) -> Optional[RemoteError]:
+        """Why the target left, if it said so before it stopped listening."""
+        self._channel.expect_within(_LAST_WORDS_SECONDS, _LAST_WORDS)
+        try:
+            while True:
+                self._next()
+        except RemoteError as said:
+            return said
+        except (ProtocolError, _Refused):
+            return None
 
     def say_why(self, error: AnvilDrError) -> None:
         """Tell the target why this end leaves in the middle of the job, if it can still be told."""
@@ -357,6 +377,11 @@ class _Worker:
             digest_text = self._sender.run()
             if digest_text is not None:
                 self._channel.send(Kind.DISK_END, DiskEnd(self._disk, digest_text).encode())
+            in_order = True
+        except PeerGoneError as error:
+            self.error = error
+            # It takes nothing any more. What it said before, or the end of it, is still on its way.
+            self._channel.expect_within(_LAST_WORDS_SECONDS, _LAST_WORDS)
             in_order = True
         except ProtocolError as error:
             self.error = error

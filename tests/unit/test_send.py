@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import threading
@@ -20,6 +21,7 @@ from anvil_dr.protocol import (
     Error,
     Job,
     JobPlan,
+    Kind,
     Message,
     ServerPlan,
     ServerReady,
@@ -90,6 +92,39 @@ def test_the_words_of_a_target_that_ends_the_session_reach_the_admin(tmp_path: P
     with scripted_target(broken) as channel, pytest.raises(RemoteError, match="the state database is full"):
         send(channel, replace(node(tmp_path).outgoing(), keep_off=lambda: watched_off(events)))
     assert events == ["off", "on"]
+
+
+@pytest.mark.parametrize("heard", [Kind.HELLO, Kind.JOB, Kind.SERVER_BEGIN, Kind.DISK_BEGIN, Kind.DATA])
+def test_the_words_of_a_target_that_listens_no_more_reach_the_admin_too(tmp_path: Path, heard: Kind) -> None:
+    """They lie in front of the end of the connection, while the node finds out that it cannot write."""
+    web = node(tmp_path, Web01_0=random.Random(1).randbytes(4 << 20))
+    answers: Dict[Kind, Message] = {
+        Kind.HELLO: Welcome(1, digest.available()[0], (), "dr01", 4),
+        Kind.JOB: JobPlan("job-1", (ServerPlan("Web01"),)),
+        Kind.SERVER_BEGIN: ServerReady("Web01", (DiskReady("Web01_0", False),)),
+    }
+
+    def leave(from_node: int, to_node: int) -> None:
+        target = Channel(from_node, to_node, silence_seconds=30)
+        buffer = frame_buffer()
+        kind = Kind.PING
+        while kind is not heard:
+            kind, _ = target.receive(buffer)
+            if kind in answers:
+                target.send(answers[kind].kind, answers.pop(kind).encode())
+        os.close(from_node)
+        for message in (*answers.values(), Error("Peer", "the DR service was stopped")):
+            target.send(message.kind, message.encode())
+        os.close(to_node)
+
+    (from_node, node_out), (node_in, to_node) = os.pipe(), os.pipe()
+    channel = Channel(node_in, node_out, silence_seconds=30)
+    leaving = threading.Thread(target=leave, args=(from_node, to_node))
+    leaving.start()
+    with pytest.raises(RemoteError, match="the DR service was stopped"):
+        send(channel, web.outgoing())
+    leaving.join()
+    channel.close()
 
 
 def test_a_server_is_put_back_even_if_the_target_takes_nothing_any_more(tmp_path: Path) -> None:
