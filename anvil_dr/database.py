@@ -32,7 +32,7 @@ _SCHEMA: Tuple[str, ...] = (
     "CREATE TABLE journal (id INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT NOT NULL, purpose TEXT NOT NULL,"
     " steps TEXT NOT NULL, record TEXT, failure TEXT)",
     "CREATE TABLE sets (id INTEGER PRIMARY KEY AUTOINCREMENT, server TEXT NOT NULL, received_at TEXT NOT NULL,"
-    " source TEXT NOT NULL, job_id TEXT NOT NULL)",
+    " source TEXT NOT NULL, job_id TEXT NOT NULL, ran_here_until TEXT)",
     # An image that is gone keeps its row, with no identity: its set is known to lack it.
     "CREATE TABLE images (set_id INTEGER NOT NULL REFERENCES sets(id) ON DELETE CASCADE, disk TEXT NOT NULL,"
     " identity TEXT NOT NULL, size_bytes INTEGER NOT NULL, digest TEXT NOT NULL, verified_at TEXT, rotten TEXT,"

@@ -81,4 +81,5 @@ def _step(one: Dict[str, Any]) -> Step:
 def decode_record(one: Dict[str, Any]) -> SetRecord:
     """What `encode_record` made, parsed. Raise KeyError, TypeError, ValueError."""
     images = tuple(ImageRecord(**image) for image in one["images"])
-    return SetRecord(one["server"], one["received_at"], one["source"], one["job_id"], images)
+    until = one.get("ran_here_until")
+    return SetRecord(one["server"], one["received_at"], one["source"], one["job_id"], images, until)

@@ -176,7 +176,7 @@ class ImageRecord:
     size_bytes: int
     """Size of the source's disk, which can be less than the image's."""
     digest: str
-    """`<algorithm>:<hex>` over the whole image, as digest.py builds it."""
+    """`<algorithm>:<hex>` over the whole image, as digest.py builds it; empty once the server has run on it here."""
     verified_at: Optional[str] = None
     """When its bytes were last read again and were right; ISO 8601, UTC."""
     rotten: Optional[str] = None
@@ -194,6 +194,8 @@ class SetRecord:
     """The node that sent it."""
     job_id: str
     images: Tuple[ImageRecord, ...]
+    ran_here_until: Optional[str] = None
+    """When the server was given back that had run on these images here; ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from anvil_dr.model import ImageRecord, SetRecord
 def records(connection: sqlite3.Connection, server: Optional[str] = None) -> Tuple[SetRecord, ...]:
     """Received sets, of one server or of all, oldest first. An image that is gone has the identity ''."""
     rows = connection.execute(
-        "SELECT id, server, received_at, source, job_id FROM sets WHERE ?1 IS NULL OR server = ?1 ORDER BY id",
+        "SELECT id, server, received_at, source, job_id, ran_here_until FROM sets"
+        " WHERE ?1 IS NULL OR server = ?1 ORDER BY id",
         (server,),
     ).fetchall()
-    return tuple(SetRecord(row[1], row[2], row[3], row[4], _images(connection, row[0])) for row in rows)
+    return tuple(SetRecord(row[1], row[2], row[3], row[4], _images(connection, row[0]), row[5]) for row in rows)
 
 
 def is_known(connection: sqlite3.Connection, record: SetRecord) -> bool:
@@ -27,8 +28,8 @@ def remember(connection: sqlite3.Connection, record: SetRecord) -> None:
     """A new set. Its images no longer belong to the sets that they were in before."""
     forget(connection, (image.identity for image in record.images))
     done = connection.execute(
-        "INSERT INTO sets (server, received_at, source, job_id) VALUES (?, ?, ?, ?)",
-        (record.server, record.received_at, record.source, record.job_id),
+        "INSERT INTO sets (server, received_at, source, job_id, ran_here_until) VALUES (?, ?, ?, ?, ?)",
+        (record.server, record.received_at, record.source, record.job_id, record.ran_here_until),
     )
     connection.executemany(
         "INSERT INTO images (set_id, disk, identity, size_bytes, digest, verified_at, rotten)"
@@ -72,6 +73,22 @@ def judge(connection: sqlite3.Connection, identity: str, digest: str, at: str, r
         "SELECT server FROM sets JOIN images ON sets.id = set_id WHERE identity = ?", (identity,)
     ).fetchall()
     return {row[0] for row in found}
+
+
+def ran_here(connection: sqlite3.Connection, identities: Iterable[str], until: str) -> Set[str]:
+    """The server ran on these images until then, so nothing that was known of their bytes holds. Which servers."""
+    servers: Set[str] = set()
+    for identity in identities:
+        found = connection.execute(
+            "SELECT sets.id, sets.server FROM images JOIN sets ON sets.id = set_id WHERE identity = ?", (identity,)
+        ).fetchone()
+        if found is not None:
+            servers.add(found[1])
+            connection.execute("UPDATE sets SET ran_here_until = ? WHERE id = ?", (until, found[0]))
+            connection.execute(
+                "UPDATE images SET digest = '', verified_at = NULL, rotten = NULL WHERE identity = ?", (identity,)
+            )
+    return servers
 
 
 def _images(connection: sqlite3.Connection, number: int) -> Tuple[ImageRecord, ...]:

@@ -218,6 +218,10 @@ def _about_sets(
             f"{noun} {words.listed(unknown)} {verb} not in the state database: "
             "nobody knows when it was received, and its digests cannot be checked"
         )
+    for one in present:
+        if one.complete and one.record is not None and one.record.ran_here_until is not None:
+            ran = words.age(one.record.ran_here_until, now)
+            yield Remark(f"set {one.sequence} holds what it wrote here: it ran here until {ran}", serious=False)
     if newest.record is not None:
         received = words.moment(newest.record.received_at)
         if received is not None and (now - received).total_seconds() > _old_seconds(present, received):
@@ -290,7 +294,7 @@ def _set_to_json(one: ImageSet) -> Dict[str, Any]:
                 "image": naming.image_name(image.owner, image.sequence),
                 "path": image.path,
                 "size_bytes": image.size_bytes,
-                "digest": digests.get(image.identity),
+                "digest": digests.get(image.identity) or None,
             }
             for image in one.images
         ],

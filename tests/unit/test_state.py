@@ -557,3 +557,17 @@ def test_values_that_no_honest_node_sends_are_a_state_error(state: State) -> Non
     with pytest.raises(StateError):
         state.job_started(job(1, wire_bytes=2**70))
     assert state.last_jobs() == {}
+
+
+def test_a_set_that_a_server_ran_on_says_so_and_its_digests_say_nothing_any_more(tmp_path: Path) -> None:
+    with State.open(str(tmp_path)) as state:
+        receive(state, record("job-1", "inode:1", "inode:2"))
+        receive(state, record("job-2", "inode:3", server="Db01"))
+        state.ran_here(["inode:1", "inode:2"], "2026-11-20T10:00:00+00:00")
+        found = {record.server: record for record in state.set_records()}
+    assert found["Web01"].ran_here_until == "2026-11-20T10:00:00+00:00"
+    assert [image.digest for image in found["Web01"].images] == ["", ""]
+    assert (found["Db01"].ran_here_until, found["Db01"].images[0].digest != "") == (None, True)
+    (tmp_path / "state.sqlite").unlink()
+    with State.open(str(tmp_path)) as state:
+        assert {record.server: record for record in state.set_records()} == found
