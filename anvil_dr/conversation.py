@@ -12,6 +12,7 @@ from typing import Iterator, Optional, Tuple, Type
 
 from anvil_dr.channel import Channel, frame_buffer
 from anvil_dr.errors import AnvilDrError, PeerGoneError, ProtocolError
+from anvil_dr.frames_ahead import FramesAhead
 from anvil_dr.protocol import (
     MAX_CONTROL_BYTES,
     MAX_HELLO_BYTES,
@@ -45,6 +46,14 @@ class Conversation:
         self._channel = channel
         self._buffer = memoryview(b"")
         self._server: Optional[str] = None
+        self._ahead: Optional[FramesAhead] = None
+
+    def close(self) -> None:
+        """Nobody receives from the channel any more. It can be told something yet."""
+        if self._ahead is not None:
+            self._channel.abandon()
+            self._ahead.close()
+            self._ahead = None
 
     def hello(self, within_seconds: float) -> Hello:
         """The greeting, from somebody of whom nothing is known."""
@@ -105,7 +114,7 @@ class Conversation:
         return decode(message, content)
 
     def _received(self, largest_bytes: int) -> Tuple[Kind, memoryview]:
-        kind, content = self._channel.receive(self._buffer, largest_bytes=largest_bytes)
+        kind, content = self._frame(largest_bytes)
         if kind is Kind.ERROR:
             raise PeerGoneError(f"the node gave up: {printable(decode(Error, content).message)}")
         if kind is Kind.SERVER_ABORT:
@@ -113,7 +122,18 @@ class Conversation:
             if abort.server != self._server:
                 raise ProtocolError(f"server {abort.server!r} was given up, which is not being sent")
             raise Aborted(replace(abort, message=printable(abort.message)))
+        if kind is Kind.DISK_BEGIN:
+            self._ahead = FramesAhead(self._channel)
         return kind, content
+
+    def _frame(self, largest_bytes: int) -> Tuple[Kind, memoryview]:
+        if self._ahead is None:
+            return self._channel.receive(self._buffer, largest_bytes=largest_bytes)
+        try:
+            return self._ahead.receive()
+        finally:
+            if self._ahead.ended:
+                self._ahead = None
 
     @staticmethod
     def _due(wanted: Kind, kind: Kind, content: memoryview) -> memoryview:

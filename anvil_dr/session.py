@@ -50,6 +50,8 @@ class Session:
         except AnvilDrError as error:
             self.tell(error)
             raise
+        finally:
+            self._conversation.close()
 
     def tell(self, error: AnvilDrError) -> None:
         """Say why the session ends, if the peer can still be told."""
