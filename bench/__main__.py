@@ -47,6 +47,8 @@ def main() -> int:
 def _case(case: Case, folder: Path, log: IO[str], options: argparse.Namespace) -> None:
     entries: List[Entry] = []
     for entry in case.entries:
+        if not any(part in entry.title for part in options.only.split(",")):
+            continue
         packages = peers.missing(entry.programs)
         if packages:
             print(table.left_out(entry.title, packages), flush=True)
@@ -123,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=5, help="of each contender (default: %(default)s)")
     parser.add_argument("--size", type=_bytes, default=2 << 30, help="of the disk, such as 512M (default: 2G)")
     parser.add_argument("--warm-up", type=int, default=1, metavar="RUNS", help="not counted (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="A,B", help="rows whose title has one of these in it")
     parser.add_argument("--quick", action="store_true", help="small disks, two runs: does it work at all?")
     parser.add_argument("--folder", default="/dev/shm", help="where the disks and images are (default: %(default)s)")
     return parser
