@@ -22,6 +22,8 @@ class Limits:
     """For the reason, to a peer that may not listen any more."""
     stop_seconds: float = 60.0
     """For all the sessions together to end when the service is stopped."""
+    pause_seconds: float = 1.0
+    """Before connections are accepted again, when one could not be."""
     sessions: int = 64
     sessions_of_one_node: int = 16
     """So that one node cannot keep the others out."""

@@ -1,6 +1,7 @@
 """The service: listens on the unix socket, gives each session a thread, and tells systemd how it goes.
 
-Touches the socket, signals and systemd's notifications. What a session does is session.py's business.
+Touches the socket, systemd's notifications, and its own limit of descriptors. What a session does is session.py's
+business.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import grp
 import logging
 import os
+import resource
 import select
 import socket
 import struct
@@ -31,7 +33,6 @@ _GROUP = "anvil-dr"
 
 _BACKLOG = 64
 _BUFFER_BYTES = 4 << 20
-_PAUSE_SECONDS = 1.0
 
 Notify = Callable[[str], None]
 
@@ -93,6 +94,7 @@ class Service:
 
     def run(self) -> None:
         """Serve until `stop`; then end what runs, cleanly, and return."""
+        _allow_many_descriptors()
         self._listener.setblocking(False)
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
@@ -165,7 +167,7 @@ class Service:
         connection.settimeout(self._limits.greeting_seconds)
         try:
             if not connection.recv(1, socket.MSG_PEEK):
-                raise ProtocolError("a connection ended before it said anything")
+                raise ProtocolError(_STOPPED if self._stopping else "a connection ended before it said anything")
             if connection.recv(1, socket.MSG_PEEK) == relay.MAGIC[:1]:
                 introduction, in_fd, out_fd = relay.take_over(connection)
                 peer = Peer(introduction.peer, introduction.allowed, may_ask_status=False)
@@ -212,7 +214,7 @@ class Service:
     def _pause(self) -> None:
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        poll.poll(_PAUSE_SECONDS * 1000)
+        poll.poll(self._limits.pause_seconds * 1000)
 
     def _end_sessions(self) -> None:
         with self._lock:
@@ -244,6 +246,12 @@ _LOCAL = "this machine"
 _STOPPED = "the DR service was stopped"
 
 
+def _allow_many_descriptors() -> None:
+    """As many as the system lets us have: a server of 64 disks takes 128, and the usual 1024 are for select(2)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _answer(connection: socket.socket, content: bytes) -> None:
     """A few bytes on a fresh connection, which never have to wait for room. Whoever has gone is not missed."""
     try:
@@ -254,9 +262,9 @@ def _answer(connection: socket.socket, content: bytes) -> None:
 
 
 def _shut(connection: socket.socket) -> None:
-    """Wake whoever waits for it."""
+    """Wake whoever waits for it to say something."""
     try:
-        connection.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RD)
     except OSError as error:
         log.debug("a connection had ended already error=%s", error)
 

@@ -1,0 +1,104 @@
+"""The service when the machine has nothing left to give, and when it is stopped: it neither spins nor dies."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Iterator, List, Tuple
+
+import pytest
+
+from anvil_dr import inquiry, service
+from anvil_dr.limits import Limits
+from anvil_dr.state import State
+from anvil_dr.target import Target
+from tests.doubles.dr_box import DrBox
+from tests.doubles.intruder import Intruder, offer
+
+
+class Starved(socket.socket):
+    """A listener that cannot be accepted from for some time."""
+
+    times = 0
+    tried = 0
+
+    def accept(self) -> Tuple[socket.socket, object]:
+        self.tried += 1
+        if self.tried <= self.times:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+@contextmanager
+def starved(tmp_path: Path, times: int, limits: Limits) -> Iterator[Tuple[DrBox, Starved, service.Service]]:
+    box = DrBox(tmp_path)
+    with State.open(box.config.state) as state:
+        target = Target(box.config, box.open_store(state), state)
+        with service.listen(box.config.socket) as ours, Starved(fileno=ours.detach()) as listener:
+            listener.times = times
+            served = service.Service(target, listener, lambda message: None, limits=limits)
+            running = threading.Thread(target=served.run)
+            running.start()
+            try:
+                yield box, listener, served
+            finally:
+                served.stop()
+                running.join(30)
+                assert not running.is_alive()
+
+
+def test_without_descriptors_it_waits_and_then_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with starved(tmp_path, 3, Limits(pause_seconds=0.02)) as (box, listener, _):
+        assert inquiry.running_jobs(box.config.socket) == ()
+        assert listener.tried == 4
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said == ["a connection could not be accepted error=[Errno 24] Too many open files"] * 3
+
+
+def test_while_it_waits_it_does_not_spin_and_can_be_stopped(tmp_path: Path) -> None:
+    with starved(tmp_path, 10**9, Limits(pause_seconds=60)) as (box, listener, _):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(box.config.socket)
+            deadline = time.monotonic() + 20
+            while not listener.tried and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(0.1)
+            assert listener.tried == 1
+
+
+def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(900, before[1]), before[1]))
+        with DrBox(tmp_path).running():
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_stopping_waits_for_nobody_who_has_said_nothing(tmp_path: Path) -> None:
+    box = DrBox(tmp_path)
+    box.limits = replace(box.limits, greeting_seconds=3600, announcement_seconds=3600, silence_seconds=3600)
+    reasons: List[str] = []
+    with box.running():
+        mute, greeted, busy = Intruder(box), Intruder(box), Intruder(box)
+        greeted.hello()
+        busy.begin(offer())
+        inquiry.running_jobs(box.config.socket)
+        listening = [
+            threading.Thread(target=lambda node=node: reasons.append(node.error())) for node in (mute, greeted, busy)
+        ]
+        for one in listening:
+            one.start()
+    for one in listening:
+        one.join(30)
+    assert reasons == ["the DR service was stopped"] * 3
+    for node in (mute, greeted, busy):
+        node.__exit__(None, None, None)
