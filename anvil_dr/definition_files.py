@@ -68,6 +68,24 @@ def read(directory: str, server: str) -> DefinitionFile:
         return DefinitionFile(server, path, problem=f"it is not UTF-8 text (byte {error.start})")
 
 
+def who_else_writes(directory: str) -> Optional[str]:
+    """Who besides root, or us, can put definitions or UEFI variables there, in words; None if nobody can.
+
+    Whoever can decides what root boots on this machine.
+    """
+    for folder in (directory, os.path.join(directory, "nvram")):
+        try:
+            facts = os.stat(folder)
+        except OSError:  # what is missing will be made, and what else is wrong with it will be said when it is used
+            continue
+        if facts.st_uid not in (0, os.geteuid()):
+            return f"{folder} belongs to user {facts.st_uid}, who decides with it what is booted here"
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            who = "everybody" if facts.st_mode & stat.S_IWOTH else f"group {facts.st_gid}"
+            return f"{folder} can be written by {who}, who decides with it what is booted here"
+    return None
+
+
 def owners_named(files: Iterable[DefinitionFile], directory: str) -> Tuple[Owner, ...]:
     """Whose images in a directory store the definitions name.
 

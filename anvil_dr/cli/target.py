@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence
 
-from anvil_dr import config, recover, service, words
+from anvil_dr import config, definition_files, recover, service, words
 from anvil_dr.cli import add_common_options, run_command, target_aftercare, wiring
 from anvil_dr.config import Config
 from anvil_dr.errors import ServiceError, UsageError
@@ -89,6 +89,9 @@ def _check(path: str) -> int:
             print(f"    {place.name}: {place.free_bytes >> 20} MiB free of {place.size_bytes >> 20} MiB")
         for key, folder in (("definitions", settings.definitions), ("state", settings.state)):
             print(f"  {key:<12} {folder}{'' if os.path.isdir(folder) else ' (will be made)'}")
+        others = definition_files.who_else_writes(settings.definitions)
+        if others:
+            print(f"    careful: {others}")
         print(f"  copies       {settings.copies}")
         print(f"  socket       {settings.socket}")
     return 0
@@ -142,6 +145,9 @@ def _serve(path: str) -> int:
             running = service.Service(target, listener, notify)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *unused: running.stop())
+            others = definition_files.who_else_writes(settings.definitions)
+            if others:
+                log.warning("careful: %s", others)
             log.info("serving name=%s store=%s socket=%s", settings.name, target.store.kind, settings.socket)
             with target_aftercare.at_work(target, path):
                 running.run()

@@ -59,3 +59,20 @@ def test_what_was_meant_for_another_process_does_not_lead_the_service_astray(
     _, rest = serving.communicate(timeout=60)
     assert serving.returncode == 0
     assert "stopped name=dr01" in rest
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode", "who"), [("definitions", 0o777, "everybody"), ("definitions/nvram", 0o770, "group ")]
+)
+def test_a_folder_of_definitions_that_others_can_write_is_pointed_out(
+    config: Path, tmp_path: Path, folder: str, mode: int, who: str
+) -> None:
+    def said() -> str:
+        return subprocess.run(
+            [TARGET, "--config", config, "--check-config"], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    (tmp_path / folder).mkdir(exist_ok=True)
+    assert "careful" not in said()
+    (tmp_path / folder).chmod(mode)
+    assert f"careful: {tmp_path / folder} can be written by {who}" in said()
