@@ -190,11 +190,6 @@ class State:
         with self._database.writing() as connection:
             spare.write(self._directory, connection, set_rows.ran_here(connection, identities, until))
 
-    def ran_here(self, identities: Iterable[str], until: str) -> None:
-        """A server that was activated ran on these images until then: they are not what was received any more."""
-        with self._database.writing() as connection:
-            spare.write(self._directory, connection, set_rows.ran_here(connection, identities, until))
-
     def set_records(self, server: Optional[str] = None) -> Tuple[SetRecord, ...]:
         """Received sets, of one server or of all, oldest first. An image that is gone has the identity ''."""
         with self._database.reading() as connection:
