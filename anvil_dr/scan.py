@@ -52,20 +52,23 @@ def chunks(digester: Digester, image: Image, size_bytes: int, buffers: int) -> I
 def _scan(
     digester: Digester, image: Image, size_bytes: int, buffers: Sequence[memoryview]
 ) -> Iterator[Union[Chunk, Segment]]:
-    buffer = cycle(buffers)
+    following = cycle(buffers)
+    buffer = next(following)
     zero_block = digester.zero_block
     for segment in range(segment_count(size_bytes)):
         start, blocks = segment * SEGMENT_BYTES, block_count(size_bytes, segment)
         digests = [zero_block] * blocks
         zero = True
         for first, count in _holding(image, start, min(size_bytes, start + SEGMENT_BYTES)):
-            data = next(buffer)[: count * BLOCK_BYTES]
+            data = buffer[: count * BLOCK_BYTES]
             image.read_into(start + first * BLOCK_BYTES, data)
             found = digester.blocks(data)
             if found.count(zero_block) == count:
                 continue
             zero = False
             digests[first : first + count] = found
+            # Only now: a chunk of zeros must not cost the buffer of one that was yielded and is not sent yet.
+            buffer = next(following)
             yield Chunk(segment, first, found, data)
         yield Segment(segment, digests, zero)
 
