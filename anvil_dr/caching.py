@@ -34,7 +34,7 @@ def plan(target: Target, offers: Sequence[ServerOffer]) -> CachePlan:
     wanted = [offer for offer in offers if admission.needs_cache(target, offer)]
     if not wanted:
         return CachePlan()
-    drives, present = _look(target, wanted)
+    drives, present, _ = _look(target, wanted)
     made = cache_plan.plan_cache(_demands(wanted, present), drives)
     log.info(
         "cache planned drives=%s servers=%s together=%s too_large=%s",
@@ -45,11 +45,12 @@ def plan(target: Target, offers: Sequence[ServerOffer]) -> CachePlan:
 
 def places(target: Target, offer: ServerOffer) -> Mapping[str, CacheDrive]:
     """The drive for each disk of one server, by what is free now. Raise CacheDriveError if there is no room."""
-    drives, present = _look(target, [offer])
+    drives, present, failed = _look(target, [offer])
     found = cache_plan.place(_demands([offer], present), drives)
     if found is None:
         names = ", ".join(drive.device for drive in drives) or "(none)"
-        raise CacheDriveError(names, f"there is not enough room any more for server {offer.name}")
+        reasons = "".join(f"; {reason}" for reason in failed)
+        raise CacheDriveError(names, f"there is not enough room any more for server {offer.name}{reasons}")
     return {owner.disk: drive for owner, drive in found.items()}
 
 
@@ -62,10 +63,10 @@ def _demands(offers: Sequence[ServerOffer], present: _Present) -> List[CacheDema
     ]
 
 
-def _look(target: Target, offers: Sequence[ServerOffer]) -> Tuple[Tuple[CacheDrive, ...], _Present]:
-    """The drives that can be used, and what of these servers lies on them already from jobs that broke."""
+def _look(target: Target, offers: Sequence[ServerOffer]) -> Tuple[Tuple[CacheDrive, ...], _Present, List[str]]:
+    """The drives that can be used; what of these servers lies on them already; and what is wrong with the others."""
     if target.cache_drives is None:
-        return (), {}
+        return (), {}, []
     ours = {Owner(offer.name, disk.name) for offer in offers for disk in offer.disks}
     waiting = {one.server for one in cached_sets.all_of_them(target.config.state)}
     drives: List[CacheDrive] = []
@@ -74,7 +75,8 @@ def _look(target: Target, offers: Sequence[ServerOffer]) -> Tuple[Tuple[CacheDri
         candidates = usable(target.cache_drives.survey())
     except StoreError as error:
         log.error("cache drives cannot be looked for error=%s", error)
-        return (), {}
+        return (), {}, [str(error)]
+    failed: List[str] = []
     for drive in candidates:
         try:
             with target.cache_drives.use(drive) as folder:
@@ -87,7 +89,8 @@ def _look(target: Target, offers: Sequence[ServerOffer]) -> Tuple[Tuple[CacheDri
                 drives.append(replace(drive, free_bytes=folder.store.locations()[0].free_bytes))
         except (StoreError, OSError) as error:
             log.warning("cache drive is not used device=%s error=%s", drive.device, error)
-    return tuple(drives), present
+            failed.append(str(error))
+    return tuple(drives), present, failed
 
 
 def _clear(target: Target, folder: CacheFolder, ours: Collection[Owner], waiting: Collection[str]) -> None:
