@@ -21,6 +21,9 @@ Buffer = Union[bytes, bytearray, memoryview]
 # One system call takes this many buffers at most (IOV_MAX is 1024 on Linux).
 _BUFFERS_PER_CALL = 512
 
+_PACED_BYTES = 64 << 10
+"""Taken at once where the rate is limited, so that no wait is long."""
+
 
 class Channel:
     """Both directions of one session. Whoever made it calls `close`, once nobody uses it any more."""
@@ -36,6 +39,8 @@ class Channel:
         self._header = bytearray(FRAME_HEADER.size)
         self._last_sent = time.monotonic()
         self.pace = pace
+        self.pace_in: Optional[Pace] = None
+        """Limits what is received. Bytes that have to wait fill the pipe, and then the peer waits too."""
         self.received_bytes = 0
         self.sent_bytes = 0
         # Without this a peer that stops reading would hold a thread in write(2) for ever.
@@ -175,7 +180,7 @@ class Channel:
         while into:
             self._check()
             try:
-                count = os.readv(self._in, [into])
+                count = os.readv(self._in, [into if self.pace_in is None else into[:_PACED_BYTES]])
             except BlockingIOError:
                 self._wait(self._in, select.POLLIN)
                 continue
@@ -184,6 +189,8 @@ class Channel:
             if count == 0:
                 raise PeerGoneError()
             self.received_bytes += count
+            if self.pace_in is not None:
+                self.pace_in.wait(count)
             into = into[count:]
 
     def _wait(self, fd: int, event: int) -> None:

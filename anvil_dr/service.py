@@ -22,9 +22,11 @@ from anvil_dr import relay
 from anvil_dr.channel import Channel
 from anvil_dr.errors import AnvilDrError, ProtocolError, ServiceError
 from anvil_dr.limits import Limits
+from anvil_dr.pace import Pace
 from anvil_dr.protocol import Error, Kind, frame_header
 from anvil_dr.session import Peer, Session
 from anvil_dr.target import Target
+from anvil_dr.words import printable
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +80,14 @@ class Service:
         *,
         limits: Optional[Limits] = None,
         direct_users: Optional[FrozenSet[int]] = None,
+        pace: Optional[Pace] = None,
     ) -> None:
         """`direct_users` may speak without a relay, which would say what the other end may do; else root and ours."""
         self._target, self._listener, self._notify = target, listener, notify
         self._limits = limits or Limits()
+        limit_bytes = target.config.bandwidth_limit
+        self._pace = pace or (Pace(limit_bytes) if limit_bytes else None)
+        """One for all sessions: the limit is of all jobs together, and no node has to be trusted to keep it."""
         self._direct_users = frozenset((0, os.geteuid())) if direct_users is None else direct_users
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._lock = threading.Lock()
@@ -183,7 +189,9 @@ class Service:
             raise ProtocolError(f"a connection did not come to a greeting: {error}") from error
 
     def _channel(self, in_fd: int, out_fd: int) -> Channel:
-        return Channel(in_fd, out_fd, silence_seconds=self._limits.silence_seconds)
+        channel = Channel(in_fd, out_fd, silence_seconds=self._limits.silence_seconds)
+        channel.pace_in = self._pace
+        return channel
 
     def _register(self, thread: threading.Thread, channel: Channel, peer: Peer, session: Session) -> None:
         """Raise ServiceError if this node has as many sessions as one node may have."""
@@ -238,7 +246,8 @@ class Service:
         parts: List[str] = []
         for job in jobs:
             share = 100 * job.bytes_done // job.bytes_total if job.bytes_total else 100
-            parts.append(f"{', '.join(job.servers)} from {job.node}: {share} %")
+            # A line of its own would be a message of its own to systemd (sd_notify(3)).
+            parts.append(printable(f"{', '.join(job.servers)} from {job.node}: {share} %"))
         return "Receiving " + "; ".join(parts)
 
 

@@ -61,6 +61,8 @@ class Session:
         hello = self._conversation.hello(self._limits.greeting_seconds)
         if len(hello.node) > _NAME_CHARACTERS:
             raise ProtocolError("the node's name is too long")
+        if not hello.node.isprintable():
+            raise ProtocolError(f"{hello.node!r} is no name of a node")
         if VERSION not in hello.versions:
             spoken = ", ".join(map(str, hello.versions[:10])) or "(none)"
             raise ProtocolError(f"the node speaks protocol version {spoken}, this box version {VERSION}")

@@ -244,6 +244,18 @@ def test_a_bandwidth_limit_holds_within_five_percent(record_bytes: int) -> None:
     assert sent / clock.now == pytest.approx(rate_bytes, rel=0.05)
 
 
+def test_what_is_received_can_be_limited_whatever_the_peer_does(ends: Tuple[Channel, socket.socket]) -> None:
+    channel, peer = ends
+    clock = Clock()
+    channel.pace_in = Pace(1 << 20, clock=clock, sleep=clock.sleep)
+    sender = threading.Thread(target=lambda: peer.sendall((FRAME_HEADER.pack(Kind.DATA, 1 << 20) + bytes(1 << 20)) * 5))
+    sender.start()
+    for _ in range(5):
+        channel.receive(frame_buffer())
+    sender.join()
+    assert clock.now == pytest.approx(5, rel=0.05)
+
+
 def test_a_pause_is_not_made_up_for_later() -> None:
     clock = Clock()
     pace = Pace(1000, clock=clock, sleep=clock.sleep)

@@ -43,6 +43,7 @@ from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.intruder import DIGESTER, Intruder, offer, state_of, zero_digest
 
 NOISE = os.urandom(BLOCK_BYTES)
+THREADS = ("session", "keep-alive", "receive", "recycled")
 
 
 class Scene:
@@ -58,7 +59,7 @@ class Scene:
 
 
 def sessions() -> List[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name in ("session", "keep-alive", "recycled")]
+    return [thread for thread in threading.enumerate() if thread.name in THREADS]
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -159,6 +160,7 @@ ENDS: Mapping[str, Tuple[Act, str]] = {
     "no common digest": (greeting(digests=("md5",)), "no digest algorithm is common to both ends"),
     "another purpose": (greeting(purpose="format c:\n"), r"'format c:\n' is nothing this box can be asked"),
     "a node's name without end": (greeting(node="n" * 300), "the node's name is too long"),
+    "a node's name for systemd": (greeting(node="n\nMAINPID=1"), r"'n\nMAINPID=1' is no name of a node"),
     "another protocol": (raw(b"GET / HTTP/1.1\r\nHost: dr01\r\n\r\n"), "does not speak this protocol (frame type 71)"),
     "a relay that is none": (raw(b"RELAY me\n"), "the relay cannot be understood"),
     "a huge frame": (lambda node: node.frame(Kind.HELLO, length=2**32 - 1), "HELLO frame of 4294967295 bytes is too"),

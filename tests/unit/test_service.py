@@ -17,8 +17,10 @@ import pytest
 
 from anvil_dr import inquiry, service
 from anvil_dr.limits import Limits
+from anvil_dr.pace import Pace
+from anvil_dr.protocol import Kind
 from anvil_dr.state import State
-from anvil_dr.target import Target
+from anvil_dr.target import JobProgress, Target
 from tests.doubles.dr_box import DrBox
 from tests.doubles.intruder import Intruder, offer
 
@@ -81,6 +83,55 @@ def test_it_takes_as_many_descriptors_as_it_may_have(tmp_path: Path) -> None:
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+class Clock:
+    """Time that passes only by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.now += seconds
+
+
+def test_the_bandwidth_limit_is_one_for_all_sessions_and_no_node_can_pass_it(tmp_path: Path) -> None:
+    clock, box = Clock(), DrBox(tmp_path)
+    with State.open(box.config.state) as state, service.listen(box.config.socket) as listener:
+        target = Target(box.config, box.open_store(state), state)
+        pace = Pace(100_000, clock=clock, sleep=clock.sleep)
+        served = service.Service(target, listener, lambda message: None, pace=pace)
+        running = threading.Thread(target=served.run)
+        running.start()
+        for _ in range(2):
+            with Intruder(box) as node:
+                node.hello()
+                node.record(Kind.JOB, b" " * 500_000)
+                assert node.error() == "JOB is not valid JSON"
+        served.stop()
+        running.join()
+    assert clock.now >= 9
+
+
+def test_what_systemd_is_told_of_a_job_is_one_line(tmp_path: Path) -> None:
+    told: List[str] = []
+    box = DrBox(tmp_path)
+    with State.open(box.config.state) as state, service.listen(box.config.socket) as listener:
+        target = Target(box.config, box.open_store(state), state)
+        served = service.Service(target, listener, told.append)
+        with target.running(JobProgress("j", "node\nMAINPID=1", ("Web01",), 100)):
+            running = threading.Thread(target=served.run)
+            running.start()
+            inquiry.running_jobs(box.config.socket)
+            served.stop()
+            running.join()
+    assert told[0] == "READY=1\nSTATUS=Receiving Web01 from node\\nMAINPID=1: 0 %"
+    assert all("\nMAINPID" not in message for message in told)
 
 
 def test_stopping_waits_for_nobody_who_has_said_nothing(tmp_path: Path) -> None:
