@@ -149,6 +149,7 @@ def to_json(status: Status) -> Dict[str, Any]:
                 "free_bytes": one.free_bytes,
             }
             for one in status.cache_drives
+            if one.problem is None
         ],
         "jobs": [
             {

@@ -34,12 +34,17 @@ def lines(status: Status, now: datetime) -> Tuple[Line, ...]:
     found += [Line(""), Line("Store: " + {"fs": "files", "lvm": "logical volumes"}[status.store_kind], "title")]
     found += [_location(one) for one in status.locations] or [Line("  unknown", "bad")]
     found += [Line(""), Line("Cache drives", "title")]
-    for drive in status.cache_drives:
+    usable = [drive for drive in status.cache_drives if drive.problem is None]
+    for drive in usable:
         where = f"mounted on {drive.mountpoint}" if drive.mountpoint else "not mounted"
         space = f"{words.size(drive.free_bytes)} of {words.size(drive.size_bytes)} free"
         found.append(_labelled(drive.device, words.printable(f"{space}, {drive.filesystem}, {where}")))
-    if not status.cache_drives:
+        found += [Line(f"{' ' * _LABEL_CHARACTERS}  has {words.printable(name)}", "quiet") for name in drive.contents]
+    if not usable:
         found.append(Line("  none", "quiet"))
+    for drive in status.cache_drives:
+        if drive.problem is not None and (drive.signed or (drive.filesystem and drive.mountpoint is None)):
+            found.append(Line(f"  not used: {words.printable(f'{drive.device}: {drive.problem}')}", "quiet"))
     found += [Line(""), Line("Running jobs", "title")]
     if status.jobs is None:
         found.append(Line("  unknown: the service cannot be asked", "bad"))

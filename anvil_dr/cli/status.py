@@ -55,7 +55,7 @@ def _show(path: str, *, as_json: bool) -> int:
         store,
         state,
         running_jobs=lambda: inquiry.running_jobs(config.socket),
-        cache_drives=_cache_drives,
+        cache_drives=lambda: _cache_drives(config, state),
         # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
         check=store.check if store.kind == "fs" and os.geteuid() == 0 else lambda: None,
         problems=problems,
@@ -81,8 +81,9 @@ def _open_state(config: configuration.Config) -> Tuple[Optional[State], List[str
         return None, [str(error)]
 
 
-def _cache_drives() -> Tuple[CacheDrive, ...]:
-    return ()
+def _cache_drives(config: configuration.Config, state: Optional[State]) -> Tuple[CacheDrive, ...]:
+    drives = wiring.open_cache_drives(config, state)
+    return () if drives is None else drives.survey()
 
 
 def _print(lines: Sequence[status_text.Line]) -> None:
