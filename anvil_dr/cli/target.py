@@ -93,8 +93,24 @@ def _check(path: str) -> int:
         if others:
             print(f"    careful: {others}")
         print(f"  copies       {settings.copies}")
+        _check_cache(settings)
         print(f"  socket       {settings.socket}")
     return 0
+
+
+def _check_cache(settings: Config) -> None:
+    """What would be found, and why not (SPEC section 5)."""
+    drives = wiring.open_cache_drives(settings, None)
+    if drives is None:
+        print("  cache drives are not looked for (use_cache)")
+        return
+    found = drives.survey()
+    print(f"  cache drives{'' if any(one.problem is None for one in found) else ' (none)'}")
+    for one in found:
+        free = f"{one.free_bytes >> 20} MiB free, {one.filesystem}"
+        use = free if one.problem is None else f"not used: {one.problem}"
+        known_as = " ".join(filter(None, [one.model, one.serial]))
+        print(words.printable(f"    {one.device}: {use}{f' [{known_as}]' if known_as else ''}"))
 
 
 @contextmanager
@@ -104,7 +120,7 @@ def _alone(settings: Config) -> Iterator[Target]:
         state.lock_service()
         store = wiring.open_store(settings, state)
         store.check()
-        yield Target(settings, store, state)
+        yield Target(settings, store, state, cache_drives=wiring.open_cache_drives(settings, state))
 
 
 def _recover(path: str) -> int:
@@ -149,7 +165,7 @@ def _serve(path: str) -> int:
             if others:
                 log.warning("careful: %s", others)
             log.info("serving name=%s store=%s socket=%s", settings.name, target.store.kind, settings.socket)
-            with target_aftercare.at_work(target, path):
+            with wiring.cache_at_work(target), target_aftercare.at_work(target, path):
                 running.run()
     log.info("stopped name=%s", settings.name)
     return 0

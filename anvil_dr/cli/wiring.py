@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from contextlib import contextmanager
 from typing import Iterator, Optional, Tuple
 
-from anvil_dr import command, definition_files
+from anvil_dr import cached_copy, command, definition_files
+from anvil_dr.cache.drives import RealCacheDrives, store_places
+from anvil_dr.cache.watch import DriveWatch
 from anvil_dr.config import Config
-from anvil_dr.errors import DefinitionError, StoreError
+from anvil_dr.errors import AnvilDrError, CacheDriveError, DefinitionError, StoreError
 from anvil_dr.model import Owner
 from anvil_dr.ports import OwnerSource, Store
 from anvil_dr.state import State
 from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.stores.lvm import LvmStore
+from anvil_dr.target import Target
+
+log = logging.getLogger(__name__)
 
 
 def open_state(config: Config, *, readonly: bool = False) -> State:
@@ -36,6 +44,55 @@ def open_store_in_reach(config: Config, state: Optional[State]) -> Tuple[Store, 
     except StoreError as error:
         return store, (str(error),)
     return store, ()
+
+
+def open_cache_drives(config: Config, state: Optional[State]) -> Optional[RealCacheDrives]:
+    """The drives that may be cache drives; None where they are not looked for. No I/O yet."""
+    if not config.use_cache:
+        return None
+    groups, directory = config.store.locations, None
+    if config.store.kind == "fs":
+        groups, directory = (), config.store.locations[0]
+
+    def store_in(folder: str, file_system: int) -> Store:
+        return DirectoryStore(folder, state.owners if state else tuple, file_system=file_system)
+
+    return RealCacheDrives(
+        os.path.join(config.runtime, "cache"),
+        config.cache_signature,
+        store_places(groups, directory),
+        command.run,
+        store_in,
+    )
+
+
+@contextmanager
+def cache_at_work(target: Target) -> Iterator[None]:
+    """Meanwhile sets that wait on cache drives are copied to the store: now, and when their drive is plugged in."""
+    if target.cache_drives is None:
+        yield
+        return
+    watch: Optional[DriveWatch] = None
+    try:
+        target.cache_drives.tidy()
+        watch = DriveWatch(lambda device: _resume(target))
+        watch.start()
+    except CacheDriveError as error:
+        log.error("cache drives that are plugged in are not noticed error=%s", error)
+    _resume(target)
+    try:
+        yield
+    finally:
+        if watch is not None:
+            watch.stop()
+        cached_copy.stop(target)
+
+
+def _resume(target: Target) -> None:
+    try:
+        cached_copy.resume(target)
+    except AnvilDrError as error:
+        log.error("sets on cache drives cannot be looked at error=%s", error)
 
 
 def owner_source(config: Config, state: Optional[State]) -> OwnerSource:
