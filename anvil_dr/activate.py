@@ -17,7 +17,7 @@ from anvil_dr.config import ActivationConfig
 from anvil_dr.errors import DefinitionError, UsageError
 from anvil_dr.findings import Finding, problem, warning
 from anvil_dr.inspection import Inspector
-from anvil_dr.model import INCOMPLETE, ImageSet
+from anvil_dr.model import INCOMPLETE, Activation, ImageSet
 from anvil_dr.ports import Host, Hypervisor, Store
 from anvil_dr.survey import Survey
 from anvil_dr.words import listed
@@ -51,6 +51,7 @@ class _Case:
     chosen: Optional[ImageSet]
     subject: Optional[Subject]
     findings: Tuple[Finding, ...]
+    disk_paths: Tuple[Tuple[str, str], ...] = ()
 
 
 def plan(
@@ -126,8 +127,8 @@ class _Drafter:
 
     def open_case(self, found: Found, seen: Survey) -> _Case:
         """The set, the definition, and which image stands for which disk."""
-        chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, found.activation)
-        findings = (*findings, *self._unknown_before(found, seen))
+        chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, _ran_from(found))
+        findings = (*findings, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
         if found.definition_problem is not None:
             wrong = problem(found.definition_problem, f"see to {found.definition_path}")
             return _Case(found, chosen, None, (*findings, wrong))
@@ -143,7 +144,8 @@ class _Drafter:
         paths = {path: place for path, (place, _) in places.items()}
         unlinked = tuple(finding for _, finding in places.values() if finding is not None)
         subject = Subject(found.server, found.definition_path, needs, paths)
-        return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked))
+        disks = tuple((image.owner.disk, paths[path]) for path, image in bound.images.items())
+        return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked), disks)
 
     def _unknown_before(self, found: Found, seen: Survey) -> Iterator[Finding]:
         """A name that nobody has makes a rule that never holds. Whoever names servers wants no rule."""
@@ -172,14 +174,16 @@ class _Drafter:
             xml, memory_bytes = self._text(found, subject)
         except (DefinitionError, UsageError) as error:
             return replace(draft, findings=(*case.findings, problem(str(error), f"edit {found.definition_path}")))
-        subject = replace(subject, answers=self.inspector.answers(subject, xml, case.chosen))
+        answers = self.inspector.answers(subject, xml, case.chosen)
+        subject = replace(subject, answers=replace(answers, nvram_kept=_has_nvram(found, case.chosen)))
         needs = subject.needs
         return replace(
             draft,
             memory_bytes=memory_bytes,
             memory_line=needs.lines.get("memory", 0),
             cpus=needs.vcpus,
-            disks=len(subject.paths),
+            needs=needs,
+            disk_paths=case.disk_paths,
             disk_bytes=sum(image.size_bytes for image in case.chosen.images) if case.chosen is not None else 0,
             networks=tuple(dict.fromkeys(interface.name for interface in needs.interfaces if interface.name)),
             hugepages=needs.hugepages,
@@ -212,6 +216,28 @@ class _Drafter:
                 "stop the job if the original site is really lost; --force boots the server all the same",
                 forceable=True,
             )
+
+
+def _has_nvram(found: Found, chosen: Optional[ImageSet]) -> bool:
+    return chosen is not None and chosen.record is not None and chosen.record.job_id in found.nvram_kept
+
+
+def _ran_from(found: Found) -> Optional[Activation]:
+    """What it ran on here goes before anything newer. Overlays say so too, should the mark be lost."""
+    if found.activation is None and found.overlays is not None:
+        return Activation(found.server, found.overlays.sequence, found.overlays.made_at, "")
+    return found.activation
+
+
+def _on_overlays(found: Found, chosen: Optional[ImageSet]) -> Iterator[Finding]:
+    if found.overlays is None or chosen is None:
+        return
+    release = f"anvil-activate-dr --release {found.server}, with --keep or --discard"
+    if {one.identity for one in found.overlays.overlays} != {image.identity for image in chosen.images}:
+        text = f"what it wrote here is in overlays over set {found.overlays.sequence}, and this is another set"
+        yield problem(text, f"decide what becomes of it: {release}")
+    else:
+        yield warning("it goes on with the overlays that it ran on; its images stay as they are", f"until: {release}")
 
 
 def _unmarked(draft: Draft) -> Tuple[Finding, ...]:

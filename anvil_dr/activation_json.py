@@ -27,7 +27,7 @@ def plan_to_json(plan: BootPlan, outcomes: Optional[Tuple[Outcome, ...]]) -> Dic
                 "set": set_to_json(planned.draft.chosen),
                 "memory_bytes": planned.draft.memory_bytes,
                 "cpus": planned.draft.cpus,
-                "disks": planned.draft.disks,
+                "disks": planned.disks,
                 "disk_bytes": planned.draft.disk_bytes,
                 "networks": list(planned.draft.networks),
                 "after": list(planned.after),

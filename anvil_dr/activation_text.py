@@ -31,7 +31,7 @@ def plan_rows(plan: BootPlan, now: datetime) -> Iterator[Tuple[str, ...]]:
             _received(draft.chosen, now),
             size(draft.memory_bytes) if draft.memory_bytes else "-",
             str(draft.cpus) if draft.cpus else "-",
-            str(draft.disks) if draft.disks else "-",
+            str(planned.disks) if planned.disks else "-",
             printable(", ".join(draft.networks)) or "-",
             _start(planned),
         )

@@ -46,11 +46,13 @@ def choose_set(
         )
     number = wanted if wanted is not None else activation.sequence if activation is not None else None
     if number is None:
-        chosen = sets.newest_complete(own)
+        sound = tuple(one for one in own if not one.rotten)
+        chosen = sets.newest_complete(sound) or sets.newest_complete(own)
         if chosen is None:
             return None, (problem("it has no complete set", there),)
         if chosen.sequence != 1:
-            findings.append(warning(f"set 1 is missing or not complete, so set {chosen.sequence} is used"))
+            why = "damaged" if any(one.sequence == 1 and one.complete for one in own) else "missing or not complete"
+            findings.append(warning(f"set 1 is {why}, so set {chosen.sequence} is used"))
     else:
         chosen = next((one for one in own if one.sequence == number), None)
         ran = " (it ran here from that one)" if number != wanted else ""
@@ -58,6 +60,14 @@ def choose_set(
             return None, (*findings, problem(f"it has no set {number}{ran}", there))
         if not chosen.complete:
             return None, (*findings, problem(f"its set {number} is not complete{ran}", there))
+    if chosen.rotten:
+        findings.append(
+            Finding(
+                f"what lies on disk is not what was received: disk {listed(chosen.rotten)} of set {chosen.sequence}",
+                "choose another set with --sequence; --force boots this one all the same",
+                forceable=True,
+            )
+        )
     if chosen.record is None:
         findings.append(warning("when this set was received is not known: the state database has nothing of it"))
     return chosen, tuple(findings)

@@ -6,11 +6,12 @@ Pure. `--check` and `--json` print it, boot.py carries it out, and neither decid
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import AbstractSet, Dict, Final, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
+from typing import AbstractSet, Dict, Final, FrozenSet, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from anvil_dr import boot_order
+from anvil_dr.definition import Requirements
 from anvil_dr.findings import Finding, problem
-from anvil_dr.model import Activation, ImageSet
+from anvil_dr.model import Activation, ImageSet, OverlaySet
 from anvil_dr.ports import HostFacts
 from anvil_dr.words import listed, size
 
@@ -26,6 +27,10 @@ class Found:
     """Why there is no text: the file is missing, or cannot be read."""
     sets: Tuple[ImageSet, ...]
     activation: Optional[Activation]
+    overlays: Optional[OverlaySet] = None
+    """What it runs, or ran, on here, instead of the images themselves."""
+    nvram_kept: FrozenSet[str] = frozenset()
+    """Jobs whose sets have UEFI variables of their own."""
     drift: Tuple[str, ...] = ()
     """How the definition differs from the one that its node sent last."""
 
@@ -42,7 +47,10 @@ class Draft:
     memory_line: int = 0
     """Where the definition says it."""
     cpus: int = 0
-    disks: int = 0
+    needs: Optional[Requirements] = None
+    """What its definition asks for."""
+    disk_paths: Tuple[Tuple[str, str], ...] = ()
+    """The path that each of its disks is booted from, by the disk's name."""
     disk_bytes: int = 0
     networks: Tuple[str, ...] = ()
     """Bridges and networks that it is plugged into, each once."""
@@ -87,6 +95,10 @@ class PlannedServer:
     @property
     def warnings(self) -> Tuple[Finding, ...]:
         return tuple(one for one in self.draft.findings if not one.fatal)
+
+    @property
+    def disks(self) -> int:
+        return len(self.draft.disk_paths)
 
     @property
     def may_be_forced(self) -> bool:

@@ -42,6 +42,8 @@ class Answers:
     """Machine types that the host has; empty if it cannot say."""
     cpu_problem: str = ""
     dry_run_error: str = ""
+    nvram_kept: bool = False
+    """True if the set has UEFI variables of its own, which are put in place when it is booted."""
     defined: bool = False
     """True if a domain of its name is defined here, which never should be."""
     image_users: Mapping[str, str] = field(default_factory=dict)

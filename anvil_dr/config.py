@@ -56,6 +56,8 @@ class ActivationConfig:
     servers: Mapping[str, ServerActivation] = field(default_factory=dict)
     check: bool = True
     """Whether the service looks after each job, and daily, if the servers could be booted."""
+    overlays: str = ""
+    """Where --overlay and rehearsals keep what servers write; empty: beside the state directory."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class Config:
     bandwidth_limit: int = 0
     """Bytes a second; 0 = none."""
     activation: ActivationConfig = ActivationConfig()
+
+    @property
+    def overlays(self) -> str:
+        """Not below the state directory: QEMU runs as a user that may not pass it."""
+        return self.activation.overlays or f"{self.state}-overlays"
 
     @property
     def socket(self) -> str:
@@ -208,7 +215,8 @@ def _activation(section: settings.Section) -> ActivationConfig:
         message = f"no server of these can be the first: {' before '.join(circle)}"
         raise listed.section(waiting).error("start_after", message) from error
     check = section.boolean("check", ActivationConfig.check)
-    return ActivationConfig(connect, servers, check)
+    overlays = _directory(section, "overlays", "") if "overlays" in section else ""
+    return ActivationConfig(connect, servers, check, overlays)
 
 
 def _server(name: str, section: settings.Section) -> ServerActivation:

@@ -6,8 +6,9 @@ follows the newest set. Names have been checked by naming.py and admission.py be
 
 from __future__ import annotations
 
+import glob
 import os
-from typing import Iterable, Mapping
+from typing import FrozenSet, Iterable, Mapping
 
 from anvil_dr import durable
 from anvil_dr.errors import StateError
@@ -29,6 +30,12 @@ def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) ->
             durable.replace(path, content, mode=0o600)
     except OSError as error:
         raise StateError(f"the firmware state of server {record.server} cannot be kept: {error}") from error
+
+
+def sets_with_nvram(state_directory: str, server: str) -> FrozenSet[str]:
+    """The jobs of a server whose sets have UEFI variables. What cannot be looked at counts as none."""
+    found = glob.glob(os.path.join(glob.escape(os.path.join(state_directory, "firmware", server)), "*", "nvram"))
+    return frozenset(os.path.basename(os.path.dirname(path)) for path in found)
 
 
 def prune(state_directory: str, server: str, records: Iterable[SetRecord]) -> None:

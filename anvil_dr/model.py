@@ -274,6 +274,33 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Overlay:
+    """One disk's."""
+
+    disk: str
+    path: str
+    base: str
+    """The image under it, by the path that it was made with."""
+    base_kind: str
+    """`file` or `block`."""
+    identity: str
+    """The image's: its name could change, which must not happen to it now."""
+
+
+@dataclass(frozen=True)
+class OverlaySet:
+    """All of one server."""
+
+    server: str
+    sequence: int
+    made_at: str
+    """ISO 8601, UTC."""
+    overlays: Tuple[Overlay, ...]
+    nvram: Optional[str] = None
+    """A copy of the UEFI variables, that the server changes instead of the set's."""
+
+
+@dataclass(frozen=True)
 class SourceDefinition:
     """The definition of a server as its node had it in the last job. Untrusted."""
 

@@ -88,7 +88,7 @@ def firmware(subject: Subject, view: HostView) -> Iterator[Finding]:
         yield problem(f"its firmware {needs.loader} is not here", f"name one that is{here}: {subject.edit('loader')}")
     elif needs.firmware == "efi" and capabilities is not None and not capabilities.loaders:
         yield problem("there is no UEFI firmware on this host", "install it: apt install ovmf")
-    if needs.nvram is None or view.path(needs.nvram).kind == "file":
+    if needs.nvram is None or subject.answers.nvram_kept or view.path(needs.nvram).kind == "file":
         return
     if needs.nvram_template is not None and view.path(needs.nvram_template).kind == "missing":
         yield problem(

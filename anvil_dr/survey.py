@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from anvil_dr import definition, definition_files, sets
+from anvil_dr import definition, definition_files, firmware, sets
 from anvil_dr.boot_plan import Found
 from anvil_dr.definition_files import DefinitionFile
 from anvil_dr.errors import DefinitionError
 from anvil_dr.model import StoredImage
+from anvil_dr.overlays import Overlays
 from anvil_dr.ports import Store
 from anvil_dr.state import State
 
@@ -25,10 +26,13 @@ class Survey:
     images: Tuple[StoredImage, ...]
 
 
-def survey(store: Store, state: Optional[State], definitions: str) -> Survey:
+def survey(
+    store: Store, state: Optional[State], definitions: str, *, overlays: Optional[Overlays] = None, kept: str = ""
+) -> Survey:
     """What lies here. Raise StoreError, StateError or DefinitionError where that cannot be read.
 
-    Without a state, nothing is known of when a set came, and all the images of one number count as one set.
+    `kept` is the directory that firmware state is kept below. Without a state,
+    nothing is known of when a set came, and all the images of one number count as one set.
     """
     # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
     pending = state.pending() if state is not None else ()
@@ -47,6 +51,8 @@ def survey(store: Store, state: Optional[State], definitions: str) -> Survey:
                 _problem(files.get(server)),
                 sets.of_server(assembled, server),
                 activations.get(server),
+                overlays.of(server) if overlays is not None else None,
+                firmware.sets_with_nvram(kept, server) if kept else frozenset(),
                 _drift(files.get(server), state),
             )
             for server in names

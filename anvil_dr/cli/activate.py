@@ -11,7 +11,16 @@ import sys
 from contextlib import ExitStack
 from typing import Dict, List, Optional, Sequence
 
-from anvil_dr import activate, activation_json, activation_text, check_record, hypervisor, release, survey, words
+from anvil_dr import (
+    activate,
+    activation_json,
+    activation_text,
+    check_record,
+    command,
+    hypervisor,
+    release,
+    words,
+)
 from anvil_dr import config as configuration
 from anvil_dr.activate import Request
 from anvil_dr.check_result import CheckResult
@@ -19,6 +28,7 @@ from anvil_dr.cli import activate_boot, activate_view, add_common_options, run_c
 from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
+from anvil_dr.overlays import Overlays
 from anvil_dr.state import State
 from anvil_dr.target import utc_now
 
@@ -55,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", metavar="SERVER=SIZE", action="append", default=[],
         help="boot it with so much memory, such as 4G or 512M; its definition stays as it is",
     )  # fmt: skip
+    parser.add_argument(
+        "--overlay", action="store_true", help="leave the images as they were received; --release asks what then"
+    )
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--keep", action="store_true", help="with --release: put what it wrote into its images")
+    choice.add_argument("--discard", action="store_true", help="with --release: throw away what it wrote")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--force", action="store_true", help="boot although a node seems to be alive")
     parser.add_argument("--wait", metavar="SECONDS", type=float, help="how long to wait for the guests to answer")
@@ -82,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
             return _list(box, options)
         servers = tuple(dict.fromkeys(options.server))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
-        manner = Manner(options.check, options.yes, options.json, options.wait, options.after_job)
+        manner = Manner(options.check, options.yes, options.json, options.wait, options.overlay, options.after_job)
         try:
             connected = opened.enter_context(hypervisor.connect(options.connect or config.activation.connect))
         except HypervisorError as error:
@@ -119,11 +135,11 @@ def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
         except StateError as error:
             state, warnings = None, [f"the state cannot be used, so the age of a set is not known: {error}"]
     store, wrong = wiring.open_store_in_reach(config, state)
-    return Box(config, store, state, (*warnings, *wrong))
+    return Box(config, store, state, Overlays(config.overlays, command.run), (*warnings, *wrong))
 
 
 def _list(box: Box, options: argparse.Namespace) -> int:
-    seen = survey.survey(box.store, box.state, box.config.definitions)
+    seen = box.survey()
     chosen = activate.selected(seen, tuple(options.server))
     for text in box.warnings:
         print(f"{PROGRAM}: {words.printable(text)}", file=sys.stderr)
@@ -138,12 +154,15 @@ def _list(box: Box, options: argparse.Namespace) -> int:
 
 
 def _release(config: Config, options: argparse.Namespace) -> int:
+    wish: Optional[release.Wish] = "keep" if options.keep else "discard" if options.discard else None
     with wiring.open_state(config) as state:
         store = wiring.open_store(config, state)
+        box = Box(config, store, state, Overlays(config.overlays, command.run), ())
+        done = {}
         for server in options.release:
-            release.release(server, store, state)
+            done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
             if not options.json:
-                print(f"{words.printable(server)}: jobs may write its images again, over what it wrote here.")
+                print(f"{words.printable(server)}: {done[server]}")
     if options.json:
-        activate_view.show_json({"released": options.release})
+        activate_view.show_json({"released": done})
     return 0

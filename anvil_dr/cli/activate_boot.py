@@ -30,12 +30,15 @@ from anvil_dr import (
     survey,
 )
 from anvil_dr.activate import Request
+from anvil_dr.boot_firmware import FirmwarePlaces
 from anvil_dr.boot_plan import BootPlan, Outcome
 from anvil_dr.cli import activate_view
 from anvil_dr.config import Config
 from anvil_dr.errors import StateError
 from anvil_dr.findings import Finding
+from anvil_dr.footing import Ground
 from anvil_dr.host import LocalHost
+from anvil_dr.overlays import Overlays
 from anvil_dr.ports import Hypervisor, Store
 from anvil_dr.prober import Prober
 from anvil_dr.state import State
@@ -56,7 +59,16 @@ class Box:
     config: Config
     store: Store
     state: Optional[State]
+    overlays: Overlays
     warnings: Tuple[str, ...]
+
+    @property
+    def places(self) -> FirmwarePlaces:
+        return FirmwarePlaces(self.config.state, self.config.definitions)
+
+    def survey(self) -> Survey:
+        config = self.config
+        return survey.survey(self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state)
 
 
 @dataclass(frozen=True)
@@ -67,13 +79,14 @@ class Manner:
     yes: bool
     as_json: bool
     answer_seconds: Optional[float]
+    on_overlays: bool = False
     quiet: bool = False
     """A check that only its record and its exit code tell of."""
 
 
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
     """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
-    seen = survey.survey(box.store, box.state, box.config.definitions)
+    seen = box.survey()
     planner = _Planner(box, seen, hypervisor, {} if manner.check else _life_signs(box, seen, request, manner))
     plan = planner.plan(request)
     if not (manner.as_json or manner.quiet):
@@ -178,9 +191,17 @@ def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> T
     if answer_seconds is None:
         answer_seconds = ANSWER_SECONDS if stream.isatty() else 0.0
     progress = activate_view.Progress(activate_view.widths(plan.servers), stream)
+    ground = Ground(box.store, box.state, box.overlays, box.places, utc_now, on_overlays=manner.on_overlays)
     with _until_stopped() as stopped:
         return boot.execute(
-            plan, hypervisor, box.state, user(), progress, answer_seconds=answer_seconds, stopped=stopped
+            plan,
+            hypervisor,
+            box.state,
+            user(),
+            progress,
+            footing=ground,
+            answer_seconds=answer_seconds,
+            stopped=stopped,
         )
 
 

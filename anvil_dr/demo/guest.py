@@ -12,15 +12,17 @@ from typing import Final, Set, Tuple
 
 from anvil_dr import command
 
-_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "button", "evdev")
+_MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "button", "evdev", "efivarfs")
 _APPLETS: Final = (
     "sh", "mount", "umount", "insmod", "cat", "cut", "ls", "tr", "sed", "wc", "sleep", "mkdir", "echo", "sha256sum",
-    "sync", "poweroff", "head", "kill", "rm",
+    "sync", "poweroff", "head", "kill", "rm", "tail",
 )  # fmt: skip
 _AGENT: Final = "/usr/sbin/qemu-ga"
 
 # A power button is an input device that delivers one event, of 24 bytes, when it's pressed. The agent is told to run
-# `shutdown`, which is ours too. The report is repeated, so a console that is opened late misses nothing.
+# `shutdown`, which is ours too. The report is repeated, so a console that is opened late misses nothing. Of firmware
+# state it tells what a UEFI variable holds that it sets at its first boot, and the digest of the TPM's answer to
+# TPM2_ReadPublic of its endorsement key, 0x81010001.
 _INIT: Final = """\
 #!/bin/sh
 export PATH=/bin:/sbin
@@ -37,6 +39,17 @@ token=$(cat /disk0/token)
 sum=$(sha256sum /disk1/file | cut -d' ' -f1)
 boots=$(wc -l < /disk0/boots)
 net=$(ls /sys/class/net | tr '\\n' ',' | sed 's/,$//')
+firmware=
+if mount -t efivarfs efivarfs /efi; then
+  variable=/efi/DrToken-6f1d2f0e-5a0c-4c39-9d1e-7b1f3a2c4d5e
+  [ -e $variable ] || printf '\\007\\000\\000\\000%s' "$token" > $variable
+  firmware=" efi=$(tail -c +5 $variable)"
+fi
+if [ -c /dev/tpm0 ]; then
+  exec 3<>/dev/tpm0
+  printf '\\200\\001\\000\\000\\000\\016\\000\\000\\001\\163\\201\\001\\000\\001' >&3
+  firmware="$firmware tpm=$(head -c 4096 <&3 | sha256sum | cut -c 1-16)"
+fi
 
 off() { say "DR-OFF"; umount /disk0 /disk1; sync; poweroff -f; }
 trap off USR1 TERM
@@ -52,7 +65,7 @@ for name in /sys/class/input/event*/device/name; do
   ( head -c 24 > /dev/null; kill -USR1 1 ) < /dev/input/${event%%/*} &
 done
 while :; do
-  say "DR-READY token=$token sum=$sum boots=$boots net=$net end"
+  say "DR-READY token=$token sum=$sum boots=$boots net=$net$firmware end"
   sleep 1 & wait $!
 done
 """
@@ -61,7 +74,7 @@ done
 def initramfs(kernel: Path, *, agent: bool) -> bytes:
     """A gzipped initramfs for the kernel in this file. Raise CommandError, OSError where a package is missing."""
     archive = _Cpio()
-    for directory in ("dev", "proc", "sys", "run", "tmp", "disk0", "disk1"):
+    for directory in ("dev", "proc", "sys", "run", "tmp", "disk0", "disk1", "efi"):
         archive.directory(directory)
     # Before devtmpfs is mounted the kernel opens this one for init's output.
     archive.device("dev/console", 5, 1)

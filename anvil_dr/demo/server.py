@@ -20,7 +20,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Optional, Tuple
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from anvil_dr import command
 from anvil_dr.demo.guest import initramfs
@@ -35,16 +35,21 @@ _BOOT_START: Final = 1 * MIB
 _BOOT_BYTES: Final = 40 * MIB
 _DATA_START: Final = _BOOT_START + _BOOT_BYTES
 _FILE_BYTES: Final = 2 * MIB
+_OVMF: Final = "/usr/share/OVMF/OVMF_CODE_4M.fd"
+_OVMF_VARIABLES: Final = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 _MBR_CODE: Final = Path("/usr/lib/syslinux/mbr/mbr.bin")
 
-_SYSLINUX_CFG: Final = """\
+_KERNEL_ARGUMENTS: Final = (
+    "console=tty0 console=ttyS0,115200 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on"
+)
+_SYSLINUX_CFG: Final = f"""\
 SERIAL 0 115200
 DEFAULT server
 PROMPT 0
 LABEL server
   LINUX /vmlinuz
   INITRD /initrd.gz
-  APPEND console=tty0 console=ttyS0,115200 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on
+  APPEND {_KERNEL_ARGUMENTS}
 """
 
 
@@ -76,9 +81,15 @@ class Report:
     boots: int
     """How often these disks have been booted, this time included."""
     interfaces: Tuple[str, ...]
+    efi: str = ""
+    """The token of the disks that were there when its UEFI variables were new."""
+    tpm: str = ""
+    """What tells its TPM from any other."""
 
 
-def build(directory: Path, name: str, *, agent: bool = False, bootable: bool = True, disk_mib: int = 64) -> DemoServer:
+def build(
+    directory: Path, name: str, *, agent: bool = False, bootable: bool = True, uefi: bool = False, disk_mib: int = 64
+) -> DemoServer:
     """Make `<directory>/<name>_0.raw` and `_1.raw`, over whatever is there. Raise CommandError, SourceError.
 
     Without `bootable` disk 0 has its partitions and its token, and nothing to boot.
@@ -98,7 +109,7 @@ def build(directory: Path, name: str, *, agent: bool = False, bootable: bool = T
             if bootable:
                 disk.seek(0)
                 disk.write(_MBR_CODE.read_bytes())
-                _copy_sparse(_boot_partition(work, find_kernel(), agent=agent), disk.fileno(), _BOOT_START)
+                _copy_sparse(_boot_partition(work, find_kernel(), agent=agent, uefi=uefi), disk.fileno(), _BOOT_START)
             _copy_sparse(data, disk.fileno(), _DATA_START)
         _file_system(disks[1], disk_mib * MIB, "MORE", "file", _file_content(server.token))
     return server
@@ -145,10 +156,13 @@ def definition(
     memory_mib: int = 128,
     bridge: Optional[str] = None,
     medium: Optional[Path] = None,
+    nvram: Optional[Path] = None,
+    tpm: bool = False,
 ) -> str:
     """libvirt XML as the node has it: a q35 machine with an optical drive, a console, a screen and an agent's channel.
 
-    Its UUID is the same each time it's asked for the same server. `bridge` gives it a network card, `medium` a disc.
+    Its UUID is the same each time it's asked for the same server. `bridge` gives it a network card, `medium` a disc,
+    `nvram` UEFI with its variables in that file, `tpm` a TPM that remembers.
     """
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, server.name)
     mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in identity.bytes[:3])
@@ -158,6 +172,18 @@ def definition(
       <source bridge={quoteattr(bridge)}/>
       <model type='virtio'/>
     </interface>""" if bridge else ""  # fmt: skip
+    boot, more_memory_mib = "<boot dev='hd'/>", 0
+    if nvram:
+        # OVMF by its path: libvirt 9.0 takes either that or firmware='efi' with a file of its own choice.
+        boot = (
+            f"<loader readonly='yes' type='pflash'>{_OVMF}</loader>\n"
+            f"    <nvram template='{_OVMF_VARIABLES}'>{escape(str(nvram))}</nvram>"
+        )
+        more_memory_mib = 128
+    trust = """
+    <tpm model='tpm-crb'>
+      <backend type='emulator' version='2.0' persistent_state='yes'/>
+    </tpm>""" if tpm else ""  # fmt: skip
     disc = f"\n      <source file={quoteattr(str(medium))}/>" if medium else ""
     disks = "".join(f"""
     <disk type='file' device='disk'>
@@ -169,11 +195,11 @@ def definition(
 <domain type='{virt_type}'>
   <name>{server.name}</name>
   <uuid>{identity}</uuid>
-  <memory unit='MiB'>{memory_mib}</memory>
+  <memory unit='MiB'>{memory_mib + more_memory_mib}</memory>
   <vcpu>1</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <boot dev='hd'/>
+    {boot}
   </os>
   <features><acpi/><apic/></features>
   <clock offset='utc'/>
@@ -185,7 +211,7 @@ def definition(
       <driver name='qemu' type='raw'/>{disc}
       <target dev='sda' bus='sata'/>
       <readonly/>
-    </disk>{card}
+    </disk>{card}{trust}
     <serial type='pty'/>
     <console type='pty'/>
     <channel type='unix'>
@@ -201,11 +227,12 @@ def definition(
 
 def read_report(console_text: str) -> Optional[Report]:
     """The last whole report in what a guest wrote to its console; None if there is none."""
-    lines = re.findall(rf"{READY} token=(\w*) sum=(\w*) boots=(\d+) net=(\S*) end", console_text)
+    words = r"token=(\w*) sum=(\w*) boots=(\d+) net=(\S*)(?: efi=(\w*))?(?: tpm=(\w*))?"
+    lines = re.findall(rf"{READY} {words} end", console_text)
     if not lines:
         return None
-    token, checksum, boots, net = lines[-1]
-    return Report(token, checksum, int(boots), tuple(net.split(",")) if net else ())
+    token, checksum, boots, net, efi, tpm = lines[-1]
+    return Report(token, checksum, int(boots), tuple(net.split(",")) if net else (), efi, tpm)
 
 
 def _checksum(token: str) -> str:
@@ -217,8 +244,8 @@ def _file_content(token: str) -> bytes:
     return hashlib.shake_128(token.encode()).digest(_FILE_BYTES)
 
 
-def _boot_partition(work: Path, kernel: Path, *, agent: bool) -> Path:
-    """A FAT file system that syslinux boots the kernel from."""
+def _boot_partition(work: Path, kernel: Path, *, agent: bool, uefi: bool) -> Path:
+    """A FAT file system that syslinux boots the kernel from, or else the UEFI shell that OVMF has in it."""
     image, config, initrd = work / "boot", work / "syslinux.cfg", work / "initrd.gz"
     config.write_text(_SYSLINUX_CFG)
     initrd.write_bytes(initramfs(kernel, agent=agent))
@@ -228,6 +255,11 @@ def _boot_partition(work: Path, kernel: Path, *, agent: bool) -> Path:
     command.run(("mformat", "-i", str(image), "-H", hidden, "-v", "BOOT", "::"))
     for source, name in ((kernel, "vmlinuz"), (initrd, "initrd.gz"), (config, "syslinux.cfg")):
         command.run(("mcopy", "-i", str(image), str(source), f"::/{name}"))
+    if uefi:
+        script = work / "startup.nsh"
+        script.write_text(f"fs0:\r\nvmlinuz.efi initrd=\\initrd.gz {_KERNEL_ARGUMENTS}\r\n")
+        for source, name in ((kernel, "vmlinuz.efi"), (script, "startup.nsh")):
+            command.run(("mcopy", "-i", str(image), str(source), f"::/{name}"))
     # It refuses a partition whose hidden sectors don't suit mtools' checks, which are made for floppies.
     command.run(("env", "MTOOLS_SKIP_CHECK=1", "syslinux", "--install", str(image)))
     return image

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Sequence, Tuple
+from typing import Mapping, Optional, Sequence, Tuple
 
-from anvil_dr import naming
+from anvil_dr import firmware, naming
 from anvil_dr.model import ImageRecord, Owner, SetRecord
 from anvil_dr.state import State
 from anvil_dr.stores.directory import DirectoryStore
@@ -26,7 +26,13 @@ class FilledBox:
         )
 
     def receive(
-        self, server: str, disks: Sequence[Path], *, sequence: int = 1, received_at: str = "2026-11-20T01:02:03+00:00"
+        self,
+        server: str,
+        disks: Sequence[Path],
+        *,
+        sequence: int = 1,
+        received_at: str = "2026-11-20T01:02:03+00:00",
+        firmware_state: Optional[Mapping[str, bytes]] = None,
     ) -> Tuple[Path, ...]:
         """A complete set, as it is after a job."""
         owners = [Owner(server, f"{server}_{number}") for number, _ in enumerate(disks)]
@@ -43,7 +49,12 @@ class FilledBox:
                 if image.owner in owners and image.sequence == sequence
             )
             record = SetRecord(server, received_at, "an-a05n01", f"job-{sequence}", images)
-            state.finish(state.begin(server, "promote", (), record))
+            firmware.keep(str(self.state), record, firmware_state or {})
+            published = state.finish(state.begin(server, "promote", (), record))
+            if sequence == 1:
+                firmware.publish_nvram(str(self.state), record, str(self.definitions / "nvram" / f"{server}.fd"))
+            if published is not None:
+                state.finish(published)
         return paths
 
     def define(self, server: str, source_xml: str, disks: Sequence[Path]) -> Path:

@@ -403,9 +403,23 @@ def test_a_released_server_is_not_activated_any_more(
     keep(box, "Web01")
     command("--yes")
     hypervisor.destroy("Web01")
-    assert command("--release", "Web01")[0] == 0
+    code, out, _ = command("--release", "Web01", "--json")
+    assert (code, list(json.loads(out)["released"])) == (0, ["Web01"])
     with State.open(str(box.state), readonly=True) as state:
         assert state.activations() == {}
+        (record,) = state.set_records("Web01")
+    assert record.ran_here_until is not None
+    assert [image.digest for image in record.images] == ["", ""]
+
+
+@pytest.mark.parametrize("wish", ["--keep", "--discard"])
+def test_what_was_written_to_the_images_themselves_cannot_be_discarded(
+    wish: str, box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    command("--yes")
+    hypervisor.destroy("Web01")
+    assert command("--release", "Web01", wish)[0] == (0 if wish == "--keep" else 2)
 
 
 def test_an_image_that_is_in_use_keeps_its_server_from_being_booted_and_released(
