@@ -30,6 +30,7 @@ def observe(
     *,
     running_jobs: RunningJobSource,
     cache_drives: CacheDriveSource,
+    waiting: Callable[[], Mapping[str, str]] = lambda: {},
     check: Callable[[], None] = lambda: None,
     problems: Iterable[str] = (),
 ) -> Observation:
@@ -72,6 +73,7 @@ def observe(
         check=check_record.read(config.state),
         definitions=attempt(lambda: _definitions(config.definitions, state)),
         cache_drives=attempt(cache_drives) or (),
+        waiting=attempt(waiting) or {},
         jobs=jobs,
         service_problem=service_problem,
         problems=tuple(found),

@@ -55,6 +55,8 @@ class Observation:
     """What the last look at whether the servers could be booted found."""
     definitions: Optional[Mapping[str, DefinitionFacts]] = None
     cache_drives: Tuple[CacheDrive, ...] = ()
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    """Servers that have a complete set on a cache drive, and in words where."""
     jobs: Optional[Tuple[RunningJob, ...]] = None
     service_problem: Optional[str] = None
     """Why the service said nothing."""
@@ -174,6 +176,8 @@ def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: da
     at_work = any(name in job.servers for job in seen.jobs or ())
     if not at_work:
         remarks += [_unfinished(entry) for entry in seen.pending if entry.server == name]
+    if name in seen.waiting:
+        remarks.append(Remark(seen.waiting[name], serious=False))
     if seen.images is not None:
         remarks += _about_sets(present, now, at_work=at_work, database_read=seen.records is not None)
     if seen.definitions is not None:

@@ -16,8 +16,8 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from rich.console import Console
 from rich.text import Text
 
+from anvil_dr import cached_sets, inquiry, status, status_text, words
 from anvil_dr import config as configuration
-from anvil_dr import inquiry, status, status_text, words
 from anvil_dr.cli import add_common_options, run_command, wiring
 from anvil_dr.errors import StateError
 from anvil_dr.model import CacheDrive
@@ -56,6 +56,7 @@ def _show(path: str, *, as_json: bool) -> int:
         state,
         running_jobs=lambda: inquiry.running_jobs(config.socket),
         cache_drives=lambda: _cache_drives(config, state),
+        waiting=lambda: _waiting(config),
         # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
         check=store.check if store.kind == "fs" and os.geteuid() == 0 else lambda: None,
         problems=problems,
@@ -84,6 +85,14 @@ def _open_state(config: configuration.Config) -> Tuple[Optional[State], List[str
 def _cache_drives(config: configuration.Config, state: Optional[State]) -> Tuple[CacheDrive, ...]:
     drives = wiring.open_cache_drives(config, state)
     return () if drives is None else drives.survey()
+
+
+def _waiting(config: configuration.Config) -> Dict[str, str]:
+    return {
+        one.server: f"a complete set, received {one.received_at}, is on cache drive {', '.join(one.devices)} "
+        "and on its way to the store"
+        for one in cached_sets.all_of_them(config.state)
+    }
 
 
 def _print(lines: Sequence[status_text.Line]) -> None:

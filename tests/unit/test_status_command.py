@@ -9,6 +9,7 @@ import socket
 import subprocess
 import threading
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Iterator, List, Tuple
 
@@ -23,7 +24,7 @@ from anvil_dr.errors import CommandError, ServiceError, StoreError
 from anvil_dr.model import INCOMPLETE, ImageRecord, JournalStep, Owner, Rename, SetRecord, SourceDefinition
 from anvil_dr.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
 from anvil_dr.state import State
-from anvil_dr.status import Observation
+from anvil_dr.status import Observation, assess
 from anvil_dr.target import JobProgress
 from tests.doubles.dr_box import DrBox
 from tests.doubles.memory_store import MemoryStore
@@ -94,6 +95,12 @@ def look(made: Config, **more: Any) -> Observation:
     with State.open(made.state, readonly=True) as state:
         store = wiring.open_store(made, state)
         return observation.observe(made, store, state, running_jobs=lambda: (), cache_drives=lambda: (), **more)
+
+
+def test_a_set_that_waits_on_a_cache_drive_is_told_without_an_alarm(box: Config) -> None:
+    seen = look(box, waiting=lambda: {"Web01": "a complete set is on cache drive /dev/sdb"})
+    (server,) = assess(seen, datetime(2026, 11, 20, 12, tzinfo=timezone.utc)).servers
+    assert [remark.serious for remark in server.remarks if "on cache drive" in remark.text] == [False]
 
 
 @contextmanager
