@@ -523,18 +523,15 @@ def test_a_node_that_does_not_read_is_given_up_and_its_session_ends(tmp_path: Pa
 # — many —
 
 
-def test_two_hundred_idle_connections_are_turned_away_or_time_out_and_a_good_job_comes_through(
+def test_of_two_hundred_idle_connections_most_are_turned_away_and_none_keeps_a_good_job_off_for_long(
     tmp_path: Path,
 ) -> None:
-    with impatient(tmp_path, greeting_seconds=0.3) as box:
+    with impatient(tmp_path, greeting_seconds=3600) as box:
         idle = [Intruder(box) for _ in range(200)]
-        reasons = [node.error() for node in idle]
+        for node in idle[64:]:
+            assert node.error() == "the DR box is busy: it has 64 sessions"
         for node in idle:
             node.__exit__(None, None, None)
-        assert set(reasons) <= {
-            "a connection did not come to a greeting: timed out", "the DR box is busy: it has 64 sessions",
-        }  # fmt: skip
-        assert "the DR box is busy: it has 64 sessions" in reasons
         wait_for(lambda: not sessions(), "a session did not end")
         web = Node(tmp_path / "node", disks={"Web01_0": NOISE})
         assert box.send(web.outgoing()).succeeded

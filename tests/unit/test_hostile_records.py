@@ -358,7 +358,7 @@ def act(desk: Desk, record: Record) -> None:
         desk.zeros(number, 1 + other)
 
 
-@settings(max_examples=120)
+@settings(max_examples=250)
 @given(start=st.sampled_from(["new", "new volume", "recycled"]), sent=st.lists(records, min_size=1, max_size=20))
 def test_whatever_comes_a_disk_that_is_done_has_what_its_digest_says(start: str, sent: List[Record]) -> None:
     check(start, sent)
