@@ -65,7 +65,7 @@ class _OpenImage:
             done += count
         if wanted < len(buffer):
             buffer[wanted:] = bytes(len(buffer) - wanted)
-        self._cache.touched(offset_bytes, wanted)
+        self._cache.read(offset_bytes, wanted)
 
     def write(self, offset_bytes: int, data: memoryview) -> None:
         """Write all of `data`. Raise ImageIOError, also where it would go past the end."""
@@ -76,7 +76,10 @@ class _OpenImage:
                 done += os.pwrite(self._fd, data[done:], offset_bytes + done)
             except OSError as error:
                 raise self._failure("write", offset_bytes + done, error) from error
-        self._cache.touched(offset_bytes, len(data))
+        try:
+            self._cache.wrote(offset_bytes, len(data))
+        except OSError as error:
+            raise self._failure("write to the disk what came before", offset_bytes, error) from error
 
     def flush(self) -> None:
         """Put everything written on stable storage. Raise ImageIOError; what was written is then lost, for good."""
