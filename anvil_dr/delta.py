@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
-from anvil_dr.digest import PAGES_PER_BLOCK
-
 
 @dataclass(frozen=True)
 class BlockPlan:
@@ -48,8 +46,7 @@ def plan_pages(
 ) -> PagePlan:
     """Compare one block's page digests with those of the recycled image and of the newest set."""
     zeros = copied = asked = 0
-    for page in range(PAGES_PER_BLOCK):
-        digest = wanted[page]
+    for page, digest in enumerate(wanted):
         if present is not None and present[page] == digest:
             continue
         if digest == zero:

@@ -59,8 +59,9 @@ class Digester:
     def pages(self, block: memoryview) -> List[bytes]:
         """The short digest of each page in `block`."""
         new = self.new
-        digests = (new(block[at : at + PAGE_BYTES]).digest() for at in range(0, len(block), PAGE_BYTES))
-        return [digest[:PAGE_DIGEST_BYTES] for digest in digests]
+        return [
+            new(block[at : at + PAGE_BYTES]).digest()[:PAGE_DIGEST_BYTES] for at in range(0, len(block), PAGE_BYTES)
+        ]
 
     def segment(self, block_digests: Sequence[bytes]) -> bytes:
         """A segment's digest from its blocks' digests."""
