@@ -65,8 +65,9 @@ class DriveWatch:
     def _event(self, device: pyudev.Device) -> None:
         name, node = device.sys_name, device.device_node or f"/dev/{device.sys_name}"
         if device.action == "remove":
-            facts = self._known.pop(name, {})
-            log.info("drive went device=%s %s", node, _words(facts))
+            known = self._known.pop(name, None)
+            if known is not None:  # else it went before this began, and its event came late
+                log.info("drive went device=%s %s", node, _words(known))
             return
         if device.action not in ("add", "change"):
             return
