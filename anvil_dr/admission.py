@@ -29,6 +29,7 @@ from anvil_dr.model import (
     StoredImage,
 )
 from anvil_dr.protocol import DiskOffer, ServerOffer
+from anvil_dr.rehearsal_turns import RehearsalTurns
 from anvil_dr.target import Target
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,13 @@ def space_taken(plan: ServerPlan) -> Mapping[str, int]:
 
 
 def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
-    """Raise ImageInUseError if anything runs on an image of the server (SPEC section 3)."""
+    """Raise ImageInUseError if anything runs on an image of the server (SPEC section 3).
+
+    A rehearsal gives way at once. Raise HypervisorError if it doesn't.
+    """
+    for server in sorted({image.owner.server for image in images}):
+        if RehearsalTurns(target.config.runtime).end(server):
+            log.info("a rehearsal has been ended for a job server=%s", server)
     for image in images:
         user = target.store.user(image)
         if user is not None:

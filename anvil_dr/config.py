@@ -37,6 +37,18 @@ class StoreConfig:
 
 
 @dataclass(frozen=True)
+class SignOfLife:
+    """What shows in a rehearsal that a server has come up."""
+
+    kind: Literal["any", "agent", "serial", "time"] = "any"
+    """`any`: its agent answers, or else it has run for a while."""
+    pattern: str = ""
+    """Regular expression for what it writes to its serial port."""
+    seconds: int = 0
+    """How long it must have run."""
+
+
+@dataclass(frozen=True)
 class ServerActivation:
     """How one server is booted on the day."""
 
@@ -46,6 +58,8 @@ class ServerActivation:
     """Seconds to wait once they are."""
     addresses: Tuple[str, ...] = ()
     """IP addresses that the server itself answers on when it's alive."""
+    sign_of_life: SignOfLife = SignOfLife()
+    """What shows in a rehearsal that it has come up."""
 
 
 @dataclass(frozen=True)
@@ -234,4 +248,23 @@ def _server(name: str, section: settings.Section) -> ServerActivation:
             ipaddress.ip_address(address)
         except ValueError as error:
             raise section.error("addresses", f"not an IP address: {address!r}") from error
-    return ServerActivation(after, section.integer("start_delay", 0, least=0, most=_DAY), addresses)
+    delay = section.integer("start_delay", 0, least=0, most=_DAY)
+    return ServerActivation(after, delay, addresses, _sign_of_life(section))
+
+
+def _sign_of_life(section: settings.Section) -> SignOfLife:
+    said = section.scalar("sign_of_life", "")
+    kind, colon, pattern = said.partition(":")
+    if not said:
+        return SignOfLife()
+    if said == "agent":
+        return SignOfLife("agent")
+    if re.fullmatch(r"[1-9][0-9]{0,4}", said) and int(said) <= _DAY:
+        return SignOfLife("time", seconds=int(said))
+    if kind != "serial" or not colon or not pattern.strip():
+        raise section.error("sign_of_life", "must be 'agent', a number of seconds, or 'serial: ' and a pattern")
+    try:
+        re.compile(pattern.strip())
+    except re.error as error:
+        raise section.error("sign_of_life", f"{pattern.strip()!r} is no regular expression: {error}") from error
+    return SignOfLife("serial", pattern.strip())

@@ -194,6 +194,15 @@ class LibvirtHypervisor:
                 raise
         return True
 
+    def screenshot(self, name: str) -> bytes:
+        picture = bytearray()
+        with _asking(f"cannot see the screen of {name}"):
+            stream = self._connection.newStream(0)
+            self._connection.lookupByName(name).screenshot(stream, 0, 0)
+            stream.recvAll(lambda _, data, __: picture.extend(data), None)
+            stream.finish()
+        return bytes(picture)
+
     def console_text(self, name: str, until: str, *, timeout_seconds: float) -> str:
         end, wanted, text = time.monotonic() + timeout_seconds, until.encode(), bytearray()
         with _asking(f"cannot read the console of {name}"):

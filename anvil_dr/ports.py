@@ -300,6 +300,10 @@ class Hypervisor(Protocol):
         """True if the guest agent in this domain answers a ping."""
         ...
 
+    def screenshot(self, name: str) -> bytes:
+        """What the guest's first screen shows now: a PNG, or a PPM."""
+        ...
+
     def console_text(self, name: str, until: str, *, timeout_seconds: float) -> str:
         """What the guest writes to its console from now on, up to and including `until`.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Dict, List, Optional, Sequence
 
 from anvil_dr import (
@@ -24,7 +25,14 @@ from anvil_dr import (
 from anvil_dr import config as configuration
 from anvil_dr.activate import Request
 from anvil_dr.check_result import CheckResult
-from anvil_dr.cli import activate_boot, activate_view, add_common_options, run_command, wiring
+from anvil_dr.cli import (
+    activate_boot,
+    activate_rehearse,
+    activate_view,
+    add_common_options,
+    run_command,
+    wiring,
+)
 from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
@@ -57,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--release", metavar="SERVER", action="append", help="jobs may write this server's images again; boot nothing"
     )
+    what.add_argument(
+        "--rehearse", metavar="SERVER", nargs="*",
+        help="boot these, or all, on throw-away copies without network, see whether they come up, and keep a report",
+    )
+    parser.add_argument("--report", metavar="FILE", default="", help="with --rehearse: write the report here too")
     parser.add_argument(
         "--server", metavar="SERVER", action="append", default=[], help="only this one; may be repeated (default: all)"
     )
@@ -87,7 +100,8 @@ def _run(options: argparse.Namespace) -> int:
     config = configuration.load(options.config)
     if options.release:
         return _release(config, options)
-    asks = not (options.list or options.check or options.yes)
+    rehearses = options.rehearse is not None
+    asks = not (options.list or options.check or options.yes or rehearses)
     if asks and options.json:
         raise UsageError("--json cannot ask; add --yes, or --check to boot nothing")
     if asks and not sys.stdin.isatty():
@@ -96,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         box = _open(config, opened, readonly=options.list or options.check)
         if options.list:
             return _list(box, options)
-        servers = tuple(dict.fromkeys(options.server))
+        servers = tuple(dict.fromkeys([*options.server, *(options.rehearse or ())]))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
         manner = Manner(options.check, options.yes, options.json, options.wait, options.overlay, options.after_job)
         try:
@@ -105,7 +119,14 @@ def _run(options: argparse.Namespace) -> int:
             if options.check and not request.is_special:
                 check_record.write(config.state, CheckResult(utc_now(), str(error)))
             raise
-        return activate_boot.run(box, request, manner, connected)
+        if rehearses:
+            # A node is alive on every good day, which is when a rehearsal takes place.
+            return activate_rehearse.run(
+                box, replace(request, force=True), connected,
+                wait_seconds=options.wait, as_json=options.json, report=options.report,
+            )  # fmt: skip
+        with activate_boot.alone(config, keeps_rehearsals_off=not options.check):
+            return activate_boot.run(box, request, manner, connected)
 
 
 def _memory(wishes: Sequence[str]) -> Dict[str, int]:
@@ -159,10 +180,11 @@ def _release(config: Config, options: argparse.Namespace) -> int:
         store = wiring.open_store(config, state)
         box = Box(config, store, state, Overlays(config.overlays, command.run), ())
         done = {}
-        for server in options.release:
-            done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
-            if not options.json:
-                print(f"{words.printable(server)}: {done[server]}")
+        with activate_boot.alone(config, keeps_rehearsals_off=True):
+            for server in options.release:
+                done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
+                if not options.json:
+                    print(f"{words.printable(server)}: {done[server]}")
     if options.json:
         activate_view.show_json({"released": done})
     return 0

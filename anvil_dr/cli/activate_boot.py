@@ -41,6 +41,7 @@ from anvil_dr.host import LocalHost
 from anvil_dr.overlays import Overlays
 from anvil_dr.ports import Hypervisor, Store
 from anvil_dr.prober import Prober
+from anvil_dr.rehearsal_turns import RehearsalTurns
 from anvil_dr.state import State
 from anvil_dr.survey import Survey
 from anvil_dr.target import utc_now
@@ -82,6 +83,18 @@ class Manner:
     on_overlays: bool = False
     quiet: bool = False
     """A check that only its record and its exit code tell of."""
+
+
+@contextmanager
+def alone(config: Config, *, keeps_rehearsals_off: bool) -> Iterator[None]:
+    """Meanwhile nothing is rehearsed: what is at this moment, is ended. Raise HypervisorError if it doesn't end."""
+    if not keeps_rehearsals_off:
+        yield
+        return
+    with RehearsalTurns(config.runtime).forbid() as ended:
+        if ended:
+            print("A rehearsal was running; it has been ended.", file=sys.stderr)
+        yield
 
 
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
@@ -192,7 +205,7 @@ def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> T
         answer_seconds = ANSWER_SECONDS if stream.isatty() else 0.0
     progress = activate_view.Progress(activate_view.widths(plan.servers), stream)
     ground = Ground(box.store, box.state, box.overlays, box.places, utc_now, on_overlays=manner.on_overlays)
-    with _until_stopped() as stopped:
+    with until_stopped() as stopped:
         return boot.execute(
             plan,
             hypervisor,
@@ -206,7 +219,7 @@ def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> T
 
 
 @contextmanager
-def _until_stopped() -> Iterator[Callable[[], bool]]:
+def until_stopped() -> Iterator[Callable[[], bool]]:
     """Ctrl-C ends the waiting, not the servers; and a terminal that is lost ends nothing."""
     came: List[int] = []
 

@@ -94,7 +94,7 @@ class FakeHypervisor:
         raise HypervisorError(f"cannot resume {name}")
 
     def destroy(self, name: str) -> None:
-        del self.booted_xml[name]
+        self.booted_xml.pop(name, None)
 
     def host(self) -> HostFacts:
         return self.facts
@@ -119,6 +119,9 @@ class FakeHypervisor:
 
     def agent_answers(self, name: str, *, timeout_seconds: int) -> bool:
         return False
+
+    def screenshot(self, name: str) -> bytes:
+        return b"P6\n2 1\n255\n" + bytes((255, 0, 0, 0, 255, 0))
 
     def console_text(self, name: str, until: str, *, timeout_seconds: float) -> str:
         raise HypervisorError(f"{name} says nothing")

@@ -283,3 +283,28 @@ def test_any_value_for_any_key_is_taken_or_refused_by_name(value: str, key: str)
     except ConfigError as error:
         assert error.key.startswith(key)
         assert error.line
+
+
+@pytest.mark.parametrize(
+    ("said", "sign"),
+    [
+        ("agent", config.SignOfLife("agent")),
+        ("90", config.SignOfLife("time", seconds=90)),
+        ("'serial: web\\d+ login:'", config.SignOfLife("serial", r"web\d+ login:")),
+    ],
+)
+def test_a_sign_of_life_is_an_agent_a_time_or_a_pattern(said: str, sign: config.SignOfLife) -> None:
+    text = f"store: fs:/x\nactivation: {{servers: {{Web01: {{sign_of_life: {said}}}}}}}"
+    assert config.parse(text, "t.yaml").activation.servers["Web01"].sign_of_life == sign
+
+
+@pytest.mark.parametrize("said", ["login", "'serial:'", "0", "999999", "'serial: ('"])
+def test_any_other_sign_of_life_is_refused(said: str) -> None:
+    text = f"store: fs:/x\nactivation:\n  servers:\n    Web01:\n      sign_of_life: {said}"
+    with pytest.raises(ConfigError, match="t.yaml:5: .*sign_of_life"):
+        config.parse(text, "t.yaml")
+
+
+def test_overlays_lie_beside_the_state_unless_somebody_says_where() -> None:
+    assert config.parse("store: fs:/x", "t.yaml").overlays == "/var/lib/anvil-dr-overlays"
+    assert config.parse("store: fs:/x\nactivation: {overlays: /big}", "t.yaml").overlays == "/big"

@@ -1,0 +1,111 @@
+"""`anvil-activate-dr --rehearse`: shows how each server comes up on throw-away overlays, and keeps a report.
+
+Touches what rehearse.py touches, the terminal, and this process's signal handlers meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Dict, Final, Mapping, Optional, Tuple
+
+from anvil_dr import activate, command, rehearsal_records, rehearsal_report, rehearsal_stage
+from anvil_dr.activate import Request
+from anvil_dr.cli import activate_boot, activate_view
+from anvil_dr.cli.activate_boot import Box
+from anvil_dr.config import Config
+from anvil_dr.errors import UsageError
+from anvil_dr.host import LocalHost
+from anvil_dr.overlays import Overlays
+from anvil_dr.ports import Hypervisor
+from anvil_dr.rehearsal_result import IN_WORDS, Rehearsal, RehearsalResult
+from anvil_dr.rehearsal_turns import RehearsalTurns
+from anvil_dr.rehearse import Rehearser
+from anvil_dr.status_text import Line, Tone
+from anvil_dr.target import utc_now
+from anvil_dr.words import count, printable
+
+_TONES: Final[Mapping[str, Tone]] = {"passed": "good", "failed": "bad", "not bootable": "bad"}
+
+
+def overlays_of(config: Config) -> Overlays:
+    """Those of rehearsals: never the ones that a server runs on for real."""
+    return Overlays(os.path.join(config.overlays, "rehearsals"), command.run)
+
+
+def run(
+    box: Box, request: Request, hypervisor: Hypervisor, *, wait_seconds: Optional[float], as_json: bool, report: str
+) -> int:
+    """Rehearse; the exit code is 0 if every server came up. `report` is a file to write it to as well."""
+    config, overlays, turns = box.config, overlays_of(box.config), RehearsalTurns(box.config.runtime)
+    rehearsal_stage.sweep(overlays, box.places, turns)
+    plan = activate.plan(box.survey(), request, config.activation, box.store, hypervisor, LocalHost())
+    if not plan.servers:
+        raise UsageError(activate_boot.nothing_here(config))
+    signs = {server: rule.sign_of_life for server, rule in config.activation.servers.items()}
+    at = utc_now()
+    rehearser = Rehearser(
+        hypervisor, overlays, box.places, turns, signs, now=utc_now, wait_seconds=wait_seconds
+    )
+    progress = _Progress(activate_view.widths(plan.servers), as_json=as_json)
+    with activate_boot.until_stopped() as stopped:
+        rehearsal = Rehearsal(config.name, at, rehearser.run(plan, progress, stopped))
+    earlier = rehearsal_records.load(config.state)
+    text = rehearsal_report.html(rehearsal, earlier, activate_view.now())
+    kept = rehearsal_records.keep(config.state, rehearsal, text)
+    if report:
+        _write(report, text)
+    if as_json:
+        activate_view.show_json(_to_json(rehearsal, report or kept))
+    else:
+        _end(rehearsal, report or kept)
+    return 0 if rehearsal.passed else 1
+
+
+class _Progress:
+    """A rehearse.Observer: one line for each server."""
+
+    def __init__(self, name_columns: int, *, as_json: bool) -> None:
+        self._columns, self._stream = name_columns, sys.stderr if as_json else sys.stdout
+
+    def began(self, server: str) -> None:
+        if self._stream.isatty():
+            print(f"  {printable(server):<{self._columns}}  ...", end="\r", file=self._stream, flush=True)
+
+    def ended(self, result: RehearsalResult) -> None:
+        seconds = f" after {result.seconds:.1f} s" if result.seconds is not None else ""
+        text = f"  {result.server:<{self._columns}}  {IN_WORDS[result.verdict]}{seconds}: {result.detail}"
+        activate_view.show([Line(printable(text), _TONES.get(result.verdict, "quiet"))], self._stream)
+
+
+def _end(rehearsal: Rehearsal, path: Optional[str]) -> None:
+    passed = sum(one.verdict == "passed" for one in rehearsal.results)
+    tried = sum(one.verdict != "skipped" for one in rehearsal.results)
+    print(f"{passed} of {count(tried, 'server')} came up. Their images were not changed.")
+    if not rehearsal.passed:
+        print("What keeps servers down, and what to do about it: anvil-activate-dr --check")
+    print(f"Report: {path}" if path else "No report could be kept; write it elsewhere with --report FILE.")
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"--report {path}: {error.strerror}") from error
+
+
+def _to_json(rehearsal: Rehearsal, path: Optional[str]) -> Dict[str, Any]:
+    results: Tuple[Dict[str, Any], ...] = tuple(
+        {
+            "name": one.server,
+            "verdict": one.verdict,
+            "detail": one.detail,
+            "seconds": one.seconds,
+            "sequence": one.sequence,
+            "received_at": one.received_at,
+            "warnings": list(one.warnings),
+        }
+        for one in rehearsal.results
+    )
+    return {"target": rehearsal.target, "at": rehearsal.at, "report": path, "servers": list(results)}

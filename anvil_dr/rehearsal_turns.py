@@ -1,0 +1,136 @@
+"""Whose turn a server's images are: a rehearsal's, until a job or a real activation wants them.
+
+Touches lock files and notes below `<runtime>/rehearsals`. The locks are the kernel's, so they end with the process
+that has them, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import contextmanager
+from typing import Callable, Final, Iterator, Optional
+
+from anvil_dr.errors import HypervisorError
+
+log = logging.getLogger(__name__)
+
+_ALL: Final = ""
+"""Stands for every server: no server has this name."""
+_POLL_SECONDS: Final = 0.05
+END_SECONDS: Final = 60.0
+"""How long a rehearsal may take to end once it's asked to."""
+
+
+class RehearsalTurns:
+    """`runtime` is the configuration's: it must be the same for everybody."""
+
+    def __init__(self, runtime: str) -> None:
+        self._folder = os.path.join(runtime, "rehearsals")
+
+    @contextmanager
+    def hold(self, server: str) -> Iterator[Callable[[], bool]]:
+        """Rehearse this server meanwhile; yields what tells whether somebody else wants it now.
+
+        Raise HypervisorError if another rehearsal has it, or an activation is at work.
+        """
+        try:
+            self._make_folders()
+            everybody = self._locked(_ALL, fcntl.LOCK_SH)
+        except OSError as error:
+            raise HypervisorError(f"nothing can be rehearsed: {error}") from error
+        if everybody is None:
+            raise HypervisorError("servers are being activated at this moment, so none is rehearsed")
+        try:
+            mine = self._locked(server, fcntl.LOCK_EX)
+            if mine is None:
+                raise HypervisorError(f"{server} is being rehearsed already")
+            try:
+                self._remove_note(server)
+                notes = (self._note(server), self._note(_ALL))
+                yield lambda: any(os.path.exists(note) for note in notes)
+            finally:
+                os.close(mine)
+        finally:
+            os.close(everybody)
+
+    def is_free(self, server: str) -> bool:
+        """True if nobody rehearses it."""
+        lock = self._locked(server, fcntl.LOCK_EX)
+        if lock is not None:
+            os.close(lock)
+        return lock is not None
+
+    def end(self, server: str, timeout_seconds: float = END_SECONDS) -> bool:
+        """End a rehearsal of this server, if there is one; True if there was. It is gone when this returns.
+
+        Raise HypervisorError if it does not end in that time.
+        """
+        if not os.path.exists(self._path(server)) or self.is_free(server):
+            return False
+        os.close(self._wait_for(server, timeout_seconds))
+        return True
+
+    @contextmanager
+    def forbid(self, timeout_seconds: float = END_SECONDS) -> Iterator[bool]:
+        """Meanwhile nothing is rehearsed. Ends what is; yields whether there was something. Raise HypervisorError."""
+        try:
+            self._make_folders()
+        except OSError as error:
+            # On the day nothing of this may be in the way; QEMU's own locks are still there.
+            log.warning("rehearsals cannot be kept off: %s", error)
+            yield False
+            return
+        lock = self._locked(_ALL, fcntl.LOCK_EX)
+        ended = lock is None
+        if lock is None:
+            lock = self._wait_for(_ALL, timeout_seconds)
+        try:
+            yield ended
+        finally:
+            os.close(lock)
+
+    def _wait_for(self, name: str, timeout_seconds: float) -> int:
+        """Ask whoever has this lock to let it go, and take it. Raise HypervisorError."""
+        log.info("rehearsal asked to end of=%s", name)
+        os.close(os.open(self._note(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while True:
+                lock = self._locked(name, fcntl.LOCK_EX)
+                if lock is not None:
+                    return lock
+                if time.monotonic() > deadline:
+                    what = "a rehearsal" if name == _ALL else f"the rehearsal of {name}"
+                    raise HypervisorError(f"{what} does not end: kill it (pgrep -fa rehearse), and try again")
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self._remove_note(name)
+
+    def _locked(self, name: str, kind: int) -> Optional[int]:
+        """A descriptor that has the lock; None if somebody else has it."""
+        lock = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+
+    def _make_folders(self) -> None:
+        for kind in ("locks", "notes"):
+            os.makedirs(os.path.join(self._folder, kind), mode=0o755, exist_ok=True)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, "locks", name) if name else os.path.join(self._folder, "lock")
+
+    def _note(self, name: str) -> str:
+        return os.path.join(self._folder, "notes", name) if name else os.path.join(self._folder, "note")
+
+    def _remove_note(self, name: str) -> None:
+        try:
+            os.unlink(self._note(name))
+        except FileNotFoundError:
+            pass

@@ -1,0 +1,104 @@
+"""A server in a rehearsal is somebody else, reaches nothing, and changes nothing that is not thrown away."""
+
+from __future__ import annotations
+
+from typing import List
+
+import pytest
+from lxml import etree
+
+from anvil_dr.rehearsal_xml import isolated, with_own_nvram, without_networks
+
+TEXT = """<domain type='kvm'>
+  <name>Web01</name>
+  <uuid>5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c</uuid>
+  <memory unit='GiB'>4</memory>
+  <os firmware='efi'><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'><source file='/o/a.qcow2'/><target dev='vda'/></disk>
+    <disk type='block' device='disk'><source dev='/dev/sdz'/><target dev='vdb'/></disk>
+    <disk type='network' device='disk'><source protocol='iscsi' name='x'/><target dev='vdc'/></disk>
+    <disk type='block' device='cdrom'><source dev='/dev/sr0'/><target dev='sda'/></disk>
+    <interface type='bridge'>
+      <mac address='52:54:00:11:22:33'/><source bridge='lan1'/><virtualport type='openvswitch'/>
+      <model type='virtio'/><driver name='vhost' queues='4'/><boot order='2'/>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+    </interface>
+    <interface type='network'><source network='default'/></interface>
+    <hostdev mode='subsystem' type='usb'><source><vendor id='0x0529'/></source></hostdev>
+    <redirdev bus='usb' type='spicevmc'/>
+    <filesystem type='mount'><source dir='/srv'/><target dir='x'/></filesystem>
+    <serial type='pty'><target type='isa-serial' port='0'/></serial>
+    <console type='pty'><target type='serial' port='0'/></console>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+    <graphics type='spice' port='5901' autoport='no' listen='0.0.0.0'/>
+    <graphics type='vnc' port='5902' listen='0.0.0.0'/>
+    <audio id='1' type='spice'/>
+    <tpm model='tpm-crb'><backend type='emulator' version='2.0' persistent_state='yes'/></tpm>
+  </devices>
+</domain>
+"""
+NEW = "00000000-0000-4000-8000-000000000001"
+
+
+def rehearsed(serial_log: str = "") -> etree._Element:
+    return etree.fromstring(isolated(TEXT, "Web01-rehearsal", NEW, ["/o/a.qcow2"], serial_log or None))
+
+
+def tags(parent: etree._Element) -> List[str]:
+    return [child.tag for child in parent]
+
+
+def test_it_has_another_name_and_another_uuid() -> None:
+    root = rehearsed()
+    assert (root.findtext("name"), root.findtext("uuid")) == ("Web01-rehearsal", NEW)
+
+
+def test_its_network_cards_stay_and_reach_nothing() -> None:
+    first, second = rehearsed().findall("devices/interface")
+    assert first.get("type") == second.get("type") == "user"
+    assert first.find("link").get("state") == "down"
+    assert (first.find("mac").get("address"), first.find("model").get("type")) == ("52:54:00:11:22:33", "virtio")
+    assert first.find("address") is not None
+    assert first.find("source") is None and first.find("driver") is None
+    assert b"lan1" not in etree.tostring(rehearsed()) and b"default" not in etree.tostring(rehearsed())
+
+
+def test_where_there_is_no_such_network_it_has_no_cards() -> None:
+    assert etree.fromstring(without_networks(TEXT)).find("devices/interface") is None
+
+
+def test_disks_that_are_not_thrown_away_are_not_there_and_drives_are_empty() -> None:
+    kept, drive = rehearsed().findall("devices/disk")
+    assert kept.find("source").get("file") == "/o/a.qcow2"
+    assert (drive.get("device"), drive.get("type"), drive.find("source")) == ("cdrom", "file", None)
+
+
+def test_nothing_of_the_host_and_nobody_elses_screen_is_in_it() -> None:
+    devices = rehearsed().find("devices")
+    assert not set(tags(devices)) & {"hostdev", "redirdev", "filesystem", "audio"}
+    assert [channel.get("type") for channel in devices.findall("channel")] == ["unix"]
+    (screen,) = devices.findall("graphics")
+    assert dict(screen.attrib) == {"type": "vnc", "port": "-1", "autoport": "yes", "listen": "127.0.0.1"}
+
+
+def test_its_tpm_leaves_nothing_behind() -> None:
+    assert rehearsed().find("devices/tpm/backend").get("persistent_state") is None
+
+
+def test_its_serial_port_writes_to_a_file_only_where_somebody_reads_it() -> None:
+    assert rehearsed().find("devices/serial").get("type") == "pty"
+    devices = rehearsed("/o/serial.log").find("devices")
+    serial = devices.find("serial")
+    assert (serial.get("type"), serial.find("source").get("path")) == ("file", "/o/serial.log")
+    assert serial.find("target").get("type") == "isa-serial"
+    assert devices.find("console") is None
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_its_uefi_variables_are_its_own_and_an_empty_file_is_filled_by_libvirt(filled: bool) -> None:
+    text = TEXT.replace("</os>", "<nvram template='/usr/share/x.fd'>/d/nvram/Web01.fd</nvram></os>")
+    nvram = etree.fromstring(with_own_nvram(text, "/o/nvram.fd", is_filled=filled)).find("os/nvram")
+    assert (nvram.text, nvram.get("template")) == ("/o/nvram.fd", None if filled else "/usr/share/x.fd")
+    assert etree.fromstring(with_own_nvram(TEXT, "/o/nvram.fd", is_filled=filled)).findtext("os/nvram") == "/o/nvram.fd"
