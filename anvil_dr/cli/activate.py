@@ -110,6 +110,8 @@ def _run(options: argparse.Namespace) -> int:
         box = _open(config, opened, readonly=options.list or options.check)
         if options.list:
             return _list(box, options)
+        if options.after_job:
+            activate_boot.tidy_up(box)
         servers = tuple(dict.fromkeys([*options.server, *(options.rehearse or ())]))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
         manner = Manner(options.check, options.yes, options.json, options.wait, options.overlay, options.after_job)

@@ -27,6 +27,8 @@ from anvil_dr import (
     command,
     life_signs,
     nodes,
+    rehearsal_stage,
+    runbook_file,
     survey,
 )
 from anvil_dr.activate import Request
@@ -34,7 +36,7 @@ from anvil_dr.boot_firmware import FirmwarePlaces
 from anvil_dr.boot_plan import BootPlan, Outcome
 from anvil_dr.cli import activate_view
 from anvil_dr.config import Config
-from anvil_dr.errors import StateError
+from anvil_dr.errors import AnvilDrError, StateError
 from anvil_dr.findings import Finding
 from anvil_dr.footing import Ground
 from anvil_dr.host import LocalHost
@@ -67,6 +69,11 @@ class Box:
     def places(self) -> FirmwarePlaces:
         return FirmwarePlaces(self.config.state, self.config.definitions)
 
+    @property
+    def rehearsal_overlays(self) -> Overlays:
+        """Never those that a server runs on for real."""
+        return Overlays(os.path.join(self.config.overlays, "rehearsals"), command.run)
+
     def survey(self) -> Survey:
         config = self.config
         return survey.survey(self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state)
@@ -95,6 +102,15 @@ def alone(config: Config, *, keeps_rehearsals_off: bool) -> Iterator[None]:
         if ended:
             print("A rehearsal was running; it has been ended.", file=sys.stderr)
         yield
+
+
+def tidy_up(box: Box) -> None:
+    """What needs no hypervisor: the paper runbook as it is true now, and no rests of rehearsals that were killed."""
+    try:
+        runbook_file.write(box.config, box.survey(), box.store, box.places, utc_now())
+    except AnvilDrError as error:
+        log.warning("the runbook cannot be written: %s", error)
+    rehearsal_stage.sweep(box.rehearsal_overlays, box.places, RehearsalTurns(box.config.runtime))
 
 
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:

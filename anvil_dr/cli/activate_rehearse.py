@@ -5,18 +5,15 @@ Touches what rehearse.py touches, the terminal, and this process's signal handle
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any, Dict, Final, Mapping, Optional, Tuple
 
-from anvil_dr import activate, command, rehearsal_records, rehearsal_report, rehearsal_stage
+from anvil_dr import activate, rehearsal_records, rehearsal_report, rehearsal_stage
 from anvil_dr.activate import Request
 from anvil_dr.cli import activate_boot, activate_view
 from anvil_dr.cli.activate_boot import Box
-from anvil_dr.config import Config
 from anvil_dr.errors import UsageError
 from anvil_dr.host import LocalHost
-from anvil_dr.overlays import Overlays
 from anvil_dr.ports import Hypervisor
 from anvil_dr.rehearsal_result import IN_WORDS, Rehearsal, RehearsalResult
 from anvil_dr.rehearsal_turns import RehearsalTurns
@@ -28,16 +25,11 @@ from anvil_dr.words import count, printable
 _TONES: Final[Mapping[str, Tone]] = {"passed": "good", "failed": "bad", "not bootable": "bad"}
 
 
-def overlays_of(config: Config) -> Overlays:
-    """Those of rehearsals: never the ones that a server runs on for real."""
-    return Overlays(os.path.join(config.overlays, "rehearsals"), command.run)
-
-
 def run(
     box: Box, request: Request, hypervisor: Hypervisor, *, wait_seconds: Optional[float], as_json: bool, report: str
 ) -> int:
     """Rehearse; the exit code is 0 if every server came up. `report` is a file to write it to as well."""
-    config, overlays, turns = box.config, overlays_of(box.config), RehearsalTurns(box.config.runtime)
+    config, overlays, turns = box.config, box.rehearsal_overlays, RehearsalTurns(box.config.runtime)
     rehearsal_stage.sweep(overlays, box.places, turns)
     plan = activate.plan(box.survey(), request, config.activation, box.store, hypervisor, LocalHost())
     if not plan.servers:
