@@ -19,6 +19,8 @@ from tests.doubles.dr_box import DrBox, Node, Quiet
 
 MIB = 1 << 20
 
+pytestmark = pytest.mark.slow
+
 
 def noise(size_bytes: int, seed: int) -> bytes:
     return random.Random(seed).randbytes(size_bytes)

@@ -102,6 +102,7 @@ def test_a_definition_is_made_once_and_an_edited_one_is_left_alone_to_the_byte(t
     assert path.read_bytes() == edited
 
 
+@pytest.mark.slow
 def test_a_job_that_breaks_costs_no_good_set_and_the_next_one_resumes(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path, copies=2), node(tmp_path, disks={"Web01_0": noise(64 << 20, 1)})
     with box.running() as target:
@@ -176,6 +177,7 @@ def test_a_second_job_for_a_server_is_refused_as_busy(tmp_path: Path) -> None:
     assert isinstance(seen[0], RemoteError) and seen[0].remote_code == "ServerBusy"
 
 
+@pytest.mark.slow
 def test_a_disk_that_grows_and_one_that_shrinks_keep_their_images(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path, copies=2), node(tmp_path)
     with box.running():
@@ -186,6 +188,7 @@ def test_a_disk_that_grows_and_one_that_shrinks_keep_their_images(tmp_path: Path
                 assert box.image(f"Web01_{disk}_1") == content
 
 
+@pytest.mark.slow
 def test_a_server_gains_and_loses_a_disk(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path, copies=2), node(tmp_path)
     with box.running():
@@ -217,6 +220,7 @@ def test_one_copy_is_refused_where_a_cache_drive_is_required(tmp_path: Path) -> 
     assert box.names() == ["Web01_Web01_0_1.raw", "Web01_Web01_1_1.raw"]
 
 
+@pytest.mark.slow
 def test_lowered_copies_free_the_old_sets_only_after_a_job_that_succeeded(tmp_path: Path) -> None:
     web = node(tmp_path, disks={"Web01_0": noise(40 << 20, 1)})
     many, few = DrBox(tmp_path, copies=3), DrBox(tmp_path, copies=2)
@@ -303,6 +307,7 @@ def test_the_firmware_state_is_kept_with_the_set_and_published_for_virsh(tmp_pat
     assert len(records) == 2 and all(image.digest.count(":") == 1 for image in records[0].images)
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_in_the_middle_leaves_what_the_next_one_finishes(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path), node(tmp_path, disks={"Web01_0": noise(200 << 20, 1)})
     arrived = threading.Event()

@@ -162,6 +162,7 @@ sys.exit(send.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_job_says_so_and_the_next_one_finishes(tmp_path: Path) -> None:
     box, path = DrBox(tmp_path), job_file(tmp_path, "Web01", "Db01")
     image = tmp_path / "node-Web01" / "Web01_0.img"

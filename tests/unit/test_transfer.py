@@ -121,6 +121,7 @@ def test_a_job_that_broke_does_not_send_again_what_arrived() -> None:
     assert all(offset >= 24 * MIB for offset, _ in image.written)
 
 
+@pytest.mark.slow
 def test_a_sparse_disk_costs_what_it_holds() -> None:
     source = Bytes(bytes(500 * MIB), holes=True)
     source.data_ranges = lambda offset, length: iter([(MIB, 8192)] if offset == 0 else [])  # type: ignore[method-assign]
