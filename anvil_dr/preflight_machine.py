@@ -16,7 +16,9 @@ def platform(subject: Subject, view: HostView) -> Iterator[Finding]:
     if emulator is not None and view.path(emulator).kind == "missing":
         advice = f"{subject.edit('emulator')} and remove it; libvirt has its own"
         yield problem(f"there is no emulator {emulator} here", advice)
-    elif needs.virt_type == "kvm" and "'kvm'" in error:
+    elif error and needs.virt_type not in ("kvm", "qemu"):
+        yield problem(f"it is a domain of type {needs.virt_type}, and this host has no such", subject.edit("type"))
+    elif needs.virt_type == "kvm" and ("'kvm'" in error or (error and needs.machine in ours)):
         yield problem(
             "KVM is not available here",
             "switch on virtualization in the firmware's setup and load kvm_intel or kvm_amd",

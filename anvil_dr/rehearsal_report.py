@@ -52,7 +52,7 @@ def html(rehearsal: Rehearsal, earlier: Sequence[Rehearsal], now: datetime) -> s
         f"<h1>{_text(title)}</h1>",
         f'<p class="when">{_when(rehearsal.at, now)}</p>',
         _banner(rehearsal),
-        "<table><thead><tr><th>Server</th><th>Verdict</th><th>Recovery time</th><th>Data from</th><th>Why</th>"
+        "<table><thead><tr><th>Server</th><th>Verdict</th><th>Recovery time</th><th>Data from</th><th>How we know</th>"
         "</tr></thead><tbody>",
         *(_row(one, rehearsal.at) for one in results),
         "</tbody></table>",

@@ -124,38 +124,16 @@ def test_without_the_state_database_a_server_boots_all_the_same(
     assert report("Web01", lambda: run("--yes")).token == web.token
 
 
-def test_servers_that_cannot_boot_here_are_named_before_another_one_boots(
+def test_a_server_that_cannot_boot_here_does_not_stop_another(
     box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor
 ) -> None:
     keep(box, web)
-    for name, old, new in (
-        ("Machine01", "machine='q35'", "machine='pc-q35-rhel9.4.0'"),
-        ("Bridge01", "<serial type='pty'/>", "<interface type='bridge'><source bridge='ifn1_bridge1'/></interface>"),
-        ("Medium01", "<target dev='sda'", "<source file='/mnt/shared/files/x.iso'/><target dev='sda'"),
-        ("Cpu01", "<clock", "<cpu mode='host-passthrough'/><clock"),
-        ("Memory01", "<memory unit='MiB'>128", "<memory unit='TiB'>8"),
-        ("Emulator01", "<devices>", "<devices><emulator>/usr/libexec/qemu-kvm</emulator>"),
-    ):
-        other = DemoServer(name, web.disks, web.token, web.checksum)
-        path = keep(box, other)
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
+    path = keep(box, DemoServer("Bad01", web.disks, web.token, web.checksum))
+    path.write_text(path.read_text().replace("machine='q35'", "machine='pc-q35-rhel9.4.0'"))
     code, out, _ = run("--yes", "--json")
     told = {server["name"]: server for server in json.loads(out)["servers"]}
-    assert code == 1
+    assert (code, told["Bad01"]["state"], told["Web01"]["booted"]) == (1, "blocked", True)
     assert [domain.name for domain in hypervisor.active()] == ["Web01"]
-    problems = {name: server["problems"][0]["text"] for name, server in told.items() if server["state"] == "blocked"}
-    for name, said in (
-        ("Machine01", "pc-q35-rhel9.4.0"),
-        ("Bridge01", "there is no bridge ifn1_bridge1 here"),
-        ("Medium01", "the medium /mnt/shared/files/x.iso in drive sda is not here"),
-        ("Cpu01", "CPU mode host-passthrough is not possible here"),
-        ("Memory01", "it needs 8.0 TiB of memory"),
-        ("Emulator01", "there is no emulator /usr/libexec/qemu-kvm here"),
-    ):
-        assert said in problems.pop(name)
-    assert problems == {}
 
 
 def test_three_servers_with_an_order_are_up_in_half_a_minute_and_each_reads_its_own_disks(
