@@ -19,7 +19,8 @@ class Ahead(Generic[T]):
     """Takes items from an iterator, in a thread of its own, and delivers them.
 
     Never more than `places` of them are being made, or delivered and not `done` with; so an iterator may go round
-    that many buffers. An AnvilDrError that it raises is delivered, and is the last thing that is.
+    that many buffers. An AnvilDrError that it raises is delivered, and is the last thing that is. Whatever else it
+    raises, whoever waits for it is told: at a node a server is off meanwhile.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Ahead(Generic[T]):
         self._thread.join()
 
     def _run(self) -> None:
-        last: Union[AnvilDrError, Ended] = Ended()
+        last: Union[AnvilDrError, Ended] = AnvilDrError("reading ahead ended as nobody foresaw; see what was said")
         try:
             while True:
                 self._places.get()
@@ -60,6 +61,8 @@ class Ahead(Generic[T]):
                 if item is None:
                     break
                 self._deliver(item)
+            last = Ended()
         except AnvilDrError as error:
             last = error
-        self._deliver(last)
+        finally:
+            self._deliver(last)

@@ -42,8 +42,8 @@ class Aborted(Exception):
 class Conversation:
     """The target's side of one session. Every method raises ProtocolError, PeerGoneError or PeerTimeoutError."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, standstill_seconds: float) -> None:
+        self._channel, self._standstill_seconds = channel, standstill_seconds
         self._buffer = memoryview(b"")
         self._server: Optional[str] = None
         self._ahead: Optional[FramesAhead] = None
@@ -123,7 +123,7 @@ class Conversation:
                 raise ProtocolError(f"server {abort.server!r} was given up, which is not being sent")
             raise Aborted(replace(abort, message=printable(abort.message)))
         if kind is Kind.DISK_BEGIN:
-            self._ahead = FramesAhead(self._channel)
+            self._ahead = FramesAhead(self._channel, self._standstill_seconds)
         return kind, content
 
     def _frame(self, largest_bytes: int) -> Tuple[Kind, memoryview]:

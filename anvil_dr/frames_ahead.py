@@ -10,7 +10,7 @@ import threading
 from typing import Optional, Tuple, Union
 
 from anvil_dr.channel import Channel, frame_buffer
-from anvil_dr.errors import AnvilDrError
+from anvil_dr.errors import AnvilDrError, ProtocolError
 from anvil_dr.protocol import Kind
 
 _BUFFERS = 3
@@ -20,8 +20,9 @@ _BUFFERS = 3
 class FramesAhead:
     """Receives up to and including the first frame that is not a record of the disk's dialogue."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, standstill_seconds: float) -> None:
+        """`standstill_seconds`: how long `receive` waits for a peer that only says that it lives."""
+        self._channel, self._standstill_seconds = channel, standstill_seconds
         self._free: queue.SimpleQueue[Optional[memoryview]] = queue.SimpleQueue()
         for _ in range(_BUFFERS):
             self._free.put(frame_buffer())
@@ -33,11 +34,19 @@ class FramesAhead:
         self._thread.start()
 
     def receive(self) -> Tuple[Kind, memoryview]:
-        """The next frame; its content is good until the next call. Raise what Channel.receive raises."""
+        """The next frame; its content is good until the next call. Raise what Channel.receive raises.
+
+        Keep-alives are no frames, so a peer that sends nothing else for too long is a ProtocolError here.
+        """
         if self._in_use is not None:
             self._free.put(self._in_use)
             self._in_use = None
-        frame = self._frames.get()
+        try:
+            frame = self._frames.get(timeout=self._standstill_seconds)
+        except queue.Empty:
+            raise ProtocolError(
+                f"the peer has sent nothing but keep-alives for {self._standstill_seconds:g} seconds"
+            ) from None
         if isinstance(frame, AnvilDrError):
             self._end()
             raise frame
@@ -56,14 +65,20 @@ class FramesAhead:
         self._thread.join()
 
     def _run(self) -> None:
+        last: Optional[AnvilDrError] = AnvilDrError("receiving ended as nobody foresaw; see what was said")
         try:
             while True:
                 buffer = self._free.get()
                 if buffer is None:
+                    last = None
                     return
                 kind, content = self._channel.receive(buffer, largest_bytes=len(buffer))
                 self._frames.put((kind, content, buffer))
                 if kind < Kind.ZEROS:
+                    last = None
                     return
         except AnvilDrError as error:
-            self._frames.put(error)
+            last = error
+        finally:
+            if last is not None:
+                self._frames.put(last)

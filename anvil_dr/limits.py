@@ -18,6 +18,9 @@ class Limits:
     """From WELCOME to the end of JOB, which may have 8 MiB."""
     silence_seconds: float = 300.0
     """Without a byte, in whatever direction one is due."""
+    standstill_seconds: float = 900.0
+    """In the middle of a disk, with nothing but keep-alives, while we have nothing left to do. Between disks a node
+    may take its time: it shuts servers down."""
     farewell_seconds: float = 5.0
     """For the reason, to a peer that may not listen any more."""
     stop_seconds: float = 60.0

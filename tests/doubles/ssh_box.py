@@ -177,7 +177,11 @@ class SshBox:
 
     def send(self, key: str, job: Path, *options: str) -> subprocess.CompletedProcess[str]:
         with self.sending(key, job, *options) as process:
-            out, errors = process.communicate()
+            try:
+                out, errors = process.communicate()
+            except BaseException:
+                process.kill()  # else the end of this block waits for it
+                raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anvil_dr import bulk, digest, inquiry
+from anvil_dr.channel import KeepAlive
 from anvil_dr.digest import BLOCK_BYTES, SEGMENT_BYTES
 from anvil_dr.limits import Limits
 from anvil_dr.protocol import (
@@ -507,6 +508,16 @@ def test_a_node_that_falls_silent_in_a_disk_is_given_up_and_its_server_is_free(t
         with Intruder(box) as node:
             node.begin(offer())
             assert node.error() == "the peer has been silent for 0.2 seconds"
+        with Intruder(box) as node:
+            node.announce(offer())
+            assert node.refusals() == {}
+
+
+def test_a_node_that_only_says_that_it_lives_does_not_keep_its_server_busy_for_ever(tmp_path: Path) -> None:
+    with impatient(tmp_path, standstill_seconds=0.3) as box:
+        with Intruder(box) as node, KeepAlive(node.channel, every_seconds=0.01):
+            node.begin(offer())
+            assert node.error() == "the peer has sent nothing but keep-alives for 0.3 seconds"
         with Intruder(box) as node:
             node.announce(offer())
             assert node.refusals() == {}
