@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Iterator, List
 
@@ -64,9 +65,12 @@ def mentions(place: Path, *files: str) -> List[str]:
 
 
 def kill(place: Path, program: str) -> None:
-    """As if it had crashed."""
-    (process,) = (line for line in mentions(place, "environ", "cmdline") if program in line)
-    os.kill(int(process.split()[0]), signal.SIGKILL)
+    """As if it had crashed. It may be about to start itself anew, as QEMU does: then both go."""
+    processes = [line for line in mentions(place, "environ", "cmdline") if program in line]
+    assert processes
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(int(process.split()[0]), signal.SIGKILL)
 
 
 def wait_for_the_guest(demo: subprocess.Popen[str], place: Path) -> None:
