@@ -68,7 +68,7 @@ def put_in_place(
         done.append("UEFI variables")
     folder = places.tpm_of(needs)
     files = {name[len("tpm/") :]: content for name, content in kept.items() if name.startswith("tpm/")}
-    if files and folder is not None and not (ran_before and os.path.isdir(folder)):
+    if files and folder is not None and not (ran_before and os.path.isdir(folder)) and not _has(folder, files):
         put_tpm(folder, files)
         done.append("TPM")
     if done:
@@ -87,6 +87,14 @@ def put_tpm(folder: str, files: Mapping[str, bytes]) -> None:
             durable.replace(os.path.join(folder, name), content, mode=0o600)
     except OSError as error:
         raise StateError(f"the TPM's state cannot be put into {folder}: {error.strerror}") from error
+
+
+def _has(folder: str, files: Mapping[str, bytes]) -> bool:
+    """True if this is what is there already."""
+    try:
+        return {name[len("tpm/") :]: content for name, content in of_folder(folder).items()} == files
+    except SourceError:
+        return False
 
 
 def take_back(places: FirmwarePlaces, server: str, needs: Requirements, record: SetRecord, nvram: str) -> None:
@@ -111,6 +119,13 @@ def of_folder(folder: str) -> Mapping[str, bytes]:
 
 
 def _write(path: str, content: bytes) -> None:
+    """What is right already is left alone: on the day, the disk may be full."""
+    try:
+        with open(path, "rb") as file:
+            if file.read() == content:
+                return
+    except OSError:
+        pass
     try:
         durable.make_directories(os.path.dirname(path))
         durable.replace(path, content, mode=0o600)

@@ -17,6 +17,7 @@ from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, Report, definition
 from anvil_dr.errors import CommandError
 from anvil_dr.hypervisor import LibvirtHypervisor
+from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.filled_box import FilledBox
 
 COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-activate-dr"
@@ -228,3 +229,43 @@ def test_the_commands_of_the_paper_runbook_boot_the_servers(
         assert (said.token, said.checksum) == (server.token, server.checksum)
     kept = json.loads((box.state / "check.json").read_text())
     assert (kept["problem"], kept["problems"]) == (None, {})
+
+
+def test_jobs_for_an_activated_server_are_refused_until_it_is_given_back(
+    box: FilledBox, web: DemoServer, run: Activate, hypervisor: LibvirtHypervisor, tmp_path: Path
+) -> None:
+    keep(box, web)
+    run("--yes")
+    node = Node(tmp_path / "node", "Web01", disks={"Web01_0": b"a day later", "Web01_1": b"and here too"})
+    dr_box = DrBox(box.state.parent)
+    with dr_box.running():
+        refused = dr_box.send(node.outgoing())
+        assert not refused.succeeded
+        assert "activated on the DR box" in str(refused)
+        hypervisor.destroy("Web01")
+        assert not dr_box.send(node.outgoing()).succeeded, "it is marked also while it is off"
+        assert run("--release", "Web01")[0] == 0
+        assert dr_box.send(node.outgoing()).succeeded
+
+
+def test_on_a_full_disk_servers_boot_all_the_same(
+    box: FilledBox, web: DemoServer, libvirt: PrivateLibvirt, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, web)
+    state = str(box.state)
+    script = f"""
+        cp -a {state} {state}.was
+        mount -t tmpfs -o size=300k tmpfs {state}
+        cp -a {state}.was/. {state}
+        dd if=/dev/zero of={state}/filler bs=1k 2>/dev/null || :
+    """
+    libvirt.run("sh", "-ec", script)
+    try:
+        said = libvirt.run(str(COMMAND), "--config", str(box.config), "--connect", libvirt.uri, "--yes")
+    finally:
+        libvirt.run("umount", state)
+    assert [domain.name for domain in hypervisor.active()] == ["Web01"]
+    out = said.stdout.decode()
+    assert "Web01: cannot be marked as activated" in out
+    assert "systemctl stop anvil-dr-target.socket" in out
+    assert f"Record: {box.state.parent}/run/records/" in out

@@ -18,7 +18,7 @@ from anvil_dr.demo import server as demo_server
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.hypervisor import LibvirtHypervisor
-from anvil_dr.rehearsal_turns import RehearsalTurns
+from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.filled_box import FilledBox
 
 COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-activate-dr"
@@ -128,18 +128,25 @@ def test_however_a_rehearsal_ends_nothing_of_it_runs_on_and_the_next_one_finds_a
     assert left_behind(box) == []
 
 
-def test_a_job_for_its_server_ends_a_rehearsal(
+def test_a_job_for_another_server_goes_on_beside_a_rehearsal_and_one_for_its_own_ends_it(
     box: FilledBox, libvirt: PrivateLibvirt, hypervisor: LibvirtHypervisor, tmp_path: Path
 ) -> None:
+    before = checksums(box)
     box.config.write_text(box.config.read_text().replace(SIGN, "serial: never said"))
     argv = (str(COMMAND), "--config", str(box.config), "--connect", libvirt.uri, "--rehearse", "--json")
     rehearsal = command.start(argv, output=tmp_path / "said")
     wait_for(hypervisor.active)
-    turns = RehearsalTurns(str(box.state.parent / "run"))
-    assert not turns.end("Mail01")
-    assert turns.end("Web01")
+    mail = Node(tmp_path / "node", "Mail01", disks={"Mail01_0": bytes(range(256)) * 4096})
+    web = Node(tmp_path / "node", "Web01", disks={"Web01_0": b"a day later", "Web01_1": b"and here too"})
+    with DrBox(box.state.parent).running():
+        beside = DrBox(box.state.parent)
+        assert beside.send(mail.outgoing()).succeeded
+        assert [domain.name for domain in hypervisor.active()] == ["Web01-rehearsal"]
+        assert {name: seen for name, seen in checksums(box).items() if name.startswith("Web01")} == before
+        assert beside.send(web.outgoing()).succeeded
     assert hypervisor.active() == ()
     assert rehearsal.wait(PATIENCE_SECONDS) == 1
+    assert left_behind(box) == []
 
 
 def test_a_rehearsal_shows_what_would_keep_a_server_down(box: FilledBox, run: Activate) -> None:
