@@ -1,4 +1,4 @@
-"""The only user of fsync, replace, link and rename on files: what it returns from is on stable storage.
+"""The only user of fsync, replace, link and rename: what it returns from is on stable storage.
 
 A rename is durable only when the directory that holds it has been synced (fsync(2), NOTES).
 """
@@ -35,6 +35,15 @@ def sync_data(fd: int) -> None:
     os.fdatasync(fd)
 
 
+def sync_device(path: str) -> None:
+    """Have a drive put on stable storage what it has taken, its own cache included. Raise OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def rename_exclusively(directory: str, before: str, after: str) -> None:
     """Rename one name to another in one directory, atomically and never over an existing file.
 
@@ -55,13 +64,17 @@ def rename_exclusively(directory: str, before: str, after: str) -> None:
 
 
 def make_directories(path: str, mode: int = 0o755) -> None:
-    """Make a directory, and those above it that are missing, durably. Raise OSError."""
+    """Make a directory, and those above it that are missing, durably; `mode` whatever the umask is. Raise OSError.
+
+    The service's umask keeps everything from everybody, but QEMU's own user must come through to a server's files.
+    """
     if os.path.isdir(path):
         return
     above = os.path.dirname(path) or "."
     make_directories(above, mode)
     try:
         os.mkdir(path, mode)
+        os.chmod(path, mode)
     except FileExistsError:
         if not os.path.isdir(path):
             raise

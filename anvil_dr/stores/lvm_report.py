@@ -65,6 +65,11 @@ def volumes(report: bytes) -> Tuple[Volume, ...]:
     return tuple(_parse(report, "lv", _volume))
 
 
+def drives(report: bytes) -> Tuple[str, ...]:
+    """What `pvs -o pv_name` says, without those that are missing. Raise StoreError for what LVM would not say."""
+    return tuple(name for name in _parse(report, "pv", lambda row: row["pv_name"]) if name.startswith("/"))
+
+
 def _group(row: Dict[str, str]) -> Group:
     problem = ""
     if row["vg_missing_pv_count"] != "0":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 
+from anvil_dr import durable
 from anvil_dr.errors import CommandError, StoreError
 from anvil_dr.ports import Completed
 from anvil_dr.stores.lvm_commands import LvmCommands
@@ -117,6 +119,37 @@ def test_shrinking_tells_lvm_to_ignore_file_systems_where_it_can(code_of_fs_opti
     resizes = [argv for argv in lvm.asked if argv[0] == "lvresize"]
     assert len(resizes) == tries
     assert all(f"{4 * MIB}b" in argv and "--force" in argv for argv in resizes)
+
+
+def test_what_lvm_changed_is_on_every_drive_of_the_group_before_anything_else_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: List[str] = []
+    monkeypatch.setattr(durable, "sync_device", lambda path: told.append(f"flush {path}"))
+
+    def answer(argv: Tuple[str, ...]) -> Tuple[int, bytes]:
+        told.append(argv[0])
+        if argv[0] == "pvs":
+            return 0, report("pv", {"pv_name": "/dev/sda"}, {"pv_name": "[unknown]"}, {"pv_name": "/dev/sdb"})
+        return 0, report("lv", {**VOLUME, "lv_name": "x"})
+
+    commands = LvmCommands(("dr01_vg0",), Lvm(answer))
+    commands.create("dr01_vg0", "x", MIB, ())
+    assert told == ["lvcreate", "pvs", "flush /dev/sda", "flush /dev/sdb", "lvs"]
+    for action, command in (
+        (lambda: commands.rename(volume(), "x"), "lvrename"),
+        (lambda: commands.remove(volume()), "lvremove"),
+        (lambda: commands.resize(volume(lv_name="x"), 12 * MIB), "lvresize"),
+    ):
+        told.clear()
+        action()  # type: ignore[no-untyped-call]
+        assert told[:4] == [command, "pvs", "flush /dev/sda", "flush /dev/sdb"]
+
+
+def test_a_drive_that_cannot_be_flushed_is_named(tmp_path: Path) -> None:
+    lvm = Lvm(lambda argv: (0, report("pv", {"pv_name": str(tmp_path / "sdx")})))
+    with pytest.raises(StoreError, match="volume group dr01_vg0: cannot flush .*sdx: No such file"):
+        LvmCommands(("dr01_vg0",), lvm).rename(volume(), "x")
 
 
 def test_a_refusal_that_is_not_about_space_passes_on_what_lvm_said() -> None:
