@@ -225,7 +225,7 @@ class MortalBox:
     def __init__(self, folder: Path, world: World, **changes: object) -> None:
         self.folder, self.world = folder, world
         for name in ("state", "definitions"):
-            (folder / name).mkdir()
+            (folder / name).mkdir(exist_ok=True)
         self.config = replace(
             config.Config(name="dr01", store=config.StoreConfig("fs", (str(folder / "store"),))),
             definitions=str(folder / "definitions"), state=str(folder / "state"), runtime=str(folder / "run"),

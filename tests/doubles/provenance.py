@@ -25,12 +25,12 @@ class Push:
     """Names of the firmware state that came with it."""
 
     def content(self, disk: str) -> bytes:
-        """Every page says whose it is, but for each fifth one, which is empty: images have holes."""
+        """Every page says whose it is, but for each fifth one after the first, which is empty: images have holes."""
         size_bytes = self.disks[disk]
         pages = []
         for page in range(-(-size_bytes // _PAGE_BYTES)):
             stamp = f"job {self.number} of {self.server} disk {disk} page {page}\n".encode()
-            pages.append(bytes(_PAGE_BYTES) if (page + self.number) % 5 == 4 else _filled(stamp))
+            pages.append(bytes(_PAGE_BYTES) if page and (page + self.number) % 5 == 4 else _filled(stamp))
         return b"".join(pages)[:size_bytes]
 
     def firmware_content(self, name: str) -> bytes:
@@ -55,13 +55,26 @@ class Checker:
 
         What a volume has beyond the disk must be zeros.
         """
-        found = _STAMP.search(content[: 2 * _PAGE_BYTES])
+        found = _STAMP.search(content[:_PAGE_BYTES])
         push = None if found is None else self.push(int(found[1]), server)
         if push is None or disk not in push.disks:
             return None
         size_bytes = push.disks[disk]
         whole = content[:size_bytes] == push.content(disk) and not any(content[size_bytes:])
         return push if whole else None
+
+    def oddity(self, server: str, disk: str, content: bytes) -> str:
+        """Of an image that is no push: what its first page says, and the first page that does not go with it."""
+        found = _STAMP.search(content[:_PAGE_BYTES])
+        push = None if found is None else self.push(int(found[1]), server)
+        if push is None or disk not in push.disks:
+            return f"it begins with {content[:60]!r}"
+        wanted = push.content(disk).ljust(len(content), b"\0")
+        odd = [at for at in range(0, len(wanted), 512) if content[at : at + 512] != wanted[at : at + 512]]
+        return (
+            f"it begins as job {push.number}, {push.disks[disk]} bytes in {len(content)}; {len(odd)} other sectors, "
+            f"the first at byte {odd[0]}: {content[odd[0] : odd[0] + 60]!r}, the last at byte {odd[-1]}"
+        )
 
     def sets(self, server: str, images: Mapping[str, bytes]) -> Dict[int, Dict[str, Optional[Push]]]:
         """Number -> disk -> where its bytes came from, by the names of the images alone."""
@@ -92,8 +105,9 @@ class Checker:
         faults = []
         for number, disks in self.sets(server, images).items():
             if None in disks.values():
-                bad = sorted(disk for disk, push in disks.items() if push is None)
-                faults.append(f"set {number} of {server}: the bytes of {', '.join(bad)} are no job's")
+                for disk in sorted(disk for disk, push in disks.items() if push is None):
+                    oddity = self.oddity(server, disk, images[f"{server}_{disk}_{number}"])
+                    faults.append(f"set {number} of {server}: the bytes of {disk} are no job's: {oddity}")
             elif len({push.number for push in disks.values() if push is not None}) > 1:
                 jobs = {disk: push.number for disk, push in disks.items() if push is not None}
                 faults.append(f"set {number} of {server} is of several jobs: {jobs}")

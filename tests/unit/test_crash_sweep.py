@@ -6,19 +6,17 @@ Nothing is sampled: the steps are counted in a run that nobody kills, and each o
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import pytest
 
-from anvil_dr import digest, sets
-from anvil_dr.model import ImageSet, Location
-from anvil_dr.state import State
+from anvil_dr.model import Location
 from tests.doubles.memory_store import Died, Fate
 from tests.doubles.mortal_box import DirectoryWorld, MemoryWorld, MortalBox, World
 from tests.doubles.provenance import Checker, Push
+from tests.doubles.tidy import untidy
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -144,13 +142,17 @@ class Trial:
         scenario.past(self.story)
         self.box.config = replace(self.box.config, copies=scenario.copies)
         self.before = self.story.complete()
-        self._images, self._files = world.save(), _files(folder)
-        self._pushes, self._minutes = list(self.story.checker.pushes), self.box.minutes
+        self._start = self.mark()
 
-    def rewind(self) -> None:
-        self.box.world.load(self._images)
-        _put_back(self.folder, self._files)
-        self.story.checker.pushes[:], self.box.minutes = self._pushes, self._minutes
+    def mark(self) -> Tuple[Any, ...]:
+        """Everything as it is now, to rewind to."""
+        return self.box.world.save(), _files(self.folder), list(self.story.checker.pushes), self.box.minutes
+
+    def rewind(self, mark: Optional[Tuple[Any, ...]] = None) -> None:
+        images, files, pushes, self.box.minutes = mark or self._start
+        self.box.world.load(images)
+        _put_back(self.folder, files)
+        self.story.checker.pushes[:] = pushes
 
     def job(self, fate: Optional[Fate] = None) -> None:
         one = self.scenario
@@ -189,62 +191,7 @@ class Trial:
             faults.append(f"the sets are {found}, and should be {wanted}")
         if any("incomplete" in name for name in images):
             faults.append(f"an incomplete image is left: {sorted(images)}")
-        return faults + untidy(box, checker)
-
-
-def untidy(box: MortalBox, checker: Checker) -> List[str]:
-    """What the state and the files say of the sets, and whether anything was left lying about."""
-    faults = []
-    with State.open(box.config.state, readonly=True) as state:
-        if state.pending():
-            faults.append(f"the journal is not empty: {state.pending()}")
-        records, jobs = state.set_records(), state.last_jobs()
-        assembled = sets.assemble(box.world.store(state.owners).images(), records)
-    if [one.sequence for one in assembled if not one.complete or one.record is None]:
-        faults.append(f"sets are not known as complete: {assembled}")
-    if len(records) != len(assembled):
-        faults.append(f"there are {len(records)} records of {len(assembled)} sets")
-    images = box.world.images()
-    for one in assembled:
-        faults += _digest_faults(one, images)
-    if jobs[SERVER].state != "succeeded":
-        faults.append(f"the last job is {jobs[SERVER]}")
-    folder = box.folder / "state" / "firmware" / SERVER
-    kept = set(os.listdir(folder)) if folder.exists() else set()
-    newest = checker.push(checker.complete(SERVER, images)[0][1], SERVER)
-    assert newest is not None
-    known = {one.record.job_id for one in assembled if one.record is not None}
-    if not kept <= known or (newest.firmware and jobs[SERVER].id not in kept):
-        faults.append(f"firmware state of {kept} is kept, and the sets are of {known}")
-    for name in newest.firmware:
-        if (folder / jobs[SERVER].id / name).read_bytes() != newest.firmware_content(name):
-            faults.append(f"the firmware state {name} is not the newest set's")
-    if "nvram" in newest.firmware:
-        published = box.folder / "definitions" / "nvram" / f"{SERVER}.fd"
-        if published.read_bytes() != newest.firmware_content("nvram"):
-            faults.append("the published variables are not the newest set's")
-    if not (box.folder / "definitions" / f"{SERVER}.xml").is_file():
-        faults.append("there is no definition")
-    for name in ("state", "definitions"):
-        left = [str(path) for path in (box.folder / name).rglob("*.tmp")]
-        faults += [f"left lying about: {path}" for path in left]
-    return faults
-
-
-def _digest_faults(one: ImageSet, images: Mapping[str, bytes]) -> Iterator[str]:
-    for image in one.record.images if one.record else ():
-        name = f"{SERVER}_{image.disk}_{one.sequence}"
-        if name not in images:
-            continue  # an admin removed it
-        content = images[name][: image.size_bytes]
-        digester = digest.digester(image.digest.partition(":")[0])
-        whole = digest.ImageDigest(digester, image.size_bytes)
-        for start in range(0, image.size_bytes, digest.SEGMENT_BYTES):
-            segment = content[start : start + digest.SEGMENT_BYTES]
-            padded = segment.ljust(-(-len(segment) // digest.BLOCK_BYTES) * digest.BLOCK_BYTES, b"\0")
-            whole.add(digester.segment(digester.blocks(memoryview(padded))))
-        if whole.text() != image.digest:
-            yield f"the digest kept of {image.disk} in set {one.sequence} is not that of its bytes"
+        return faults + untidy(box, checker, SERVER)
 
 
 def _files(folder: Path) -> Dict[str, Optional[bytes]]:
@@ -284,6 +231,30 @@ def sweep(trial: Trial, sides: Tuple[str, ...]) -> None:
         pytest.fail("\n".join(faults), pytrace=False)
 
 
+def sweep_recovery(trial: Trial) -> int:
+    """Wherever the job dies, the recovery dies too, after each of its steps. Returns how often that was."""
+    faults, deaths = [], 0
+    for number, name in enumerate(trial.steps(), 1):
+        trial.die(Fate(number, after=True))
+        died = trial.mark()
+        fate = Fate()
+        trial.box.recover(fate)
+        for again, step in enumerate(fate.steps, 1):
+            deaths += 1
+            trial.rewind(died)
+            with pytest.raises(Died):
+                trial.box.recover(Fate(again, after=True))
+            found = [("at once", fault) for fault in trial.faults_at_once()]
+            trial.box.recover()
+            found += [("recovered", fault) for fault in trial.faults_recovered()]
+            faults += [f"step {number} ({name}), recovery's step {again} ({step}), {when}: {f}" for when, f in found]
+        trial.story.push(trial.scenario.disks, firmware=trial.scenario.firmware)
+        faults += [f"step {number} ({name}), in the end: {fault}" for fault in trial.faults_in_the_end()]
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
+    return deaths
+
+
 def world_of(kind: str, folder: Path, places: Tuple[Location, ...]) -> World:
     return DirectoryWorld(folder) if kind == "directory" else MemoryWorld(places)
 
@@ -297,6 +268,15 @@ def test_a_process_that_dies_while_it_cycles_loses_nothing(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["memory", "directory"])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_a_process_that_dies_at_any_step_loses_nothing(scenario: Scenario, kind: str, tmp_path: Path) -> None:
-    if scenario.places and kind == "directory":
-        scenario = replace(scenario, places=())
     sweep(Trial(scenario, tmp_path, world_of(kind, tmp_path, scenario.places)), ("before", "after"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+@pytest.mark.parametrize(
+    "scenario",
+    [one for one in SCENARIOS if one.name in ("first", "cycling two", "one copy", "lowered", "disk lost", "firmware")],
+    ids=lambda one: one.name,
+)
+def test_a_recovery_that_dies_itself_is_recovered_from(scenario: Scenario, kind: str, tmp_path: Path) -> None:
+    assert sweep_recovery(Trial(scenario, tmp_path, world_of(kind, tmp_path, scenario.places))) > 50
