@@ -24,6 +24,8 @@ class HostView:
     devices: FrozenSet[str] = frozenset()
     """Host devices that are there, by their descriptions in the requirements."""
     free_hugepages_bytes: int = 0
+    closed: Mapping[str, str] = field(default_factory=dict)
+    """Paths that QEMU's user cannot come to, and the folder that it may not pass."""
     has_iommu: bool = True
     """False if no PCI device can be passed through."""
 

@@ -5,6 +5,7 @@ Formats: https://libvirt.org/formatdomaincaps.html, https://libvirt.org/formatca
 
 from __future__ import annotations
 
+import re
 from typing import Optional, Tuple
 
 from lxml import etree
@@ -39,6 +40,15 @@ def read_machines(text: str, arch: Optional[str]) -> Tuple[str, ...]:
         for machine in guest.iterfind("machine")
     ]
     return tuple(dict.fromkeys(machine.text.strip() for machine in found if machine.text))
+
+
+def read_qemu_user(text: str) -> Optional[Tuple[int, int]]:
+    """User and group that guests run as, in the answer of getCapabilities; None if it doesn't say."""
+    for model in parse(text).iterfind("host/secmodel"):
+        label = re.fullmatch(r"\+([0-9]+):\+([0-9]+)", model.findtext("baselabel", ""))
+        if model.findtext("model") == "dac" and label is not None:
+            return int(label.group(1)), int(label.group(2))
+    return None
 
 
 def disk_sources(text: str) -> Tuple[str, ...]:

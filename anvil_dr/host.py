@@ -36,6 +36,18 @@ class LocalHost:
             return PathFacts("file", identity)
         return PathFacts("directory" if stat.S_ISDIR(facts.st_mode) else "other", identity)
 
+    def closed_folder(self, path: str, user: int, group: int) -> str:
+        above = [parent for parent in reversed(Path(path).parents) if user != 0]
+        for folder in above:
+            try:
+                facts = os.stat(folder)
+            except OSError:
+                return ""
+            bit = stat.S_IXUSR if facts.st_uid == user else stat.S_IXGRP if facts.st_gid == group else stat.S_IXOTH
+            if not facts.st_mode & bit and not _has_acl(folder):
+                return str(folder)
+        return ""
+
     def has_interface(self, name: str) -> bool:
         """Linux bridges and Open vSwitch's alike."""
         return self._has("class/net", name)
@@ -81,6 +93,14 @@ class LocalHost:
     def _has(self, folder: str, name: str) -> bool:
         # A name with a slash is no name, and must not lead out of the folder.
         return "/" not in name and name not in ("", ".", "..") and (self._sys / folder / name).exists()
+
+
+def _has_acl(folder: Path) -> bool:
+    """Who may pass is then said there (acl(5)), and not worth guessing."""
+    try:
+        return bool(os.getxattr(folder, "system.posix_acl_access"))
+    except OSError:
+        return False
 
 
 def _text(path: Path) -> str:

@@ -140,11 +140,13 @@ class LibvirtHypervisor:
             _, memory_mib, cpus, *_ = self._connection.getInfo()
             cells = libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS
             kib = _unless_unsupported(lambda: self._connection.getMemoryStats(cells))
+            capabilities = self._connection.getCapabilities()
         if kib is None:
             return HostFacts(cpus=cpus, memory_bytes=memory_mib << 20, available_bytes=None)
         # getFreeMemory leaves out the page cache, which after a night of receiving is nearly everything.
         available = sum(int(kib.get(part, 0)) for part in ("free", "buffers", "cached"))
-        return HostFacts(cpus=cpus, memory_bytes=int(kib["total"]) << 10, available_bytes=available << 10)
+        qemu_user = domain_capabilities.read_qemu_user(capabilities)
+        return HostFacts(cpus, int(kib["total"]) << 10, available << 10, qemu_user)
 
     def networks(self) -> Tuple[Network, ...]:
         with _asking("cannot list libvirt's networks"):

@@ -26,9 +26,9 @@ class Inspector:
 
     def look_around(self, subjects: Tuple[Subject, ...], images: Tuple[StoredImage, ...]) -> HostView:
         """Everything that any of the servers asks of the host, looked at once. Raise HypervisorError."""
-        domains = self._hypervisor.active()
+        domains, facts = self._hypervisor.active(), self._facts()
         return HostView(
-            facts=self._facts(),
+            facts=facts,
             domains=domains,
             networks={network.name: network.active for network in self._hypervisor.networks()},
             paths=self._paths(subjects, images, domains),
@@ -39,6 +39,7 @@ class Inspector:
                 if self._host.has_interface(interface.name)
             ),
             devices=self._devices(subject.needs for subject in subjects),
+            closed=self._closed(subjects, facts),
             free_hugepages_bytes=self._host.free_hugepages_bytes(),
             has_iommu=self._host.has_iommu(),
         )
@@ -109,6 +110,14 @@ class Inspector:
             wanted.update(disk.path for disk in needs.disks if disk.type in ("file", "block"))
             wanted.update((needs.emulator, needs.loader, needs.nvram, needs.nvram_template))
         return {path: self._host.path(path) for path in wanted if path is not None}
+
+    def _closed(self, subjects: Tuple[Subject, ...], facts: HostFacts) -> Dict[str, str]:
+        if facts.qemu_user is None:
+            return {}
+        wanted: Set[Optional[str]] = {path for subject in subjects for path in subject.paths.values()}
+        wanted.update(subject.needs.nvram for subject in subjects)
+        found = {path: self._host.closed_folder(path, *facts.qemu_user) for path in wanted if path is not None}
+        return {path: folder for path, folder in found.items() if folder}
 
     def _devices(self, needs: Iterator[Requirements]) -> FrozenSet[str]:
         descriptions = {device.description for one in needs for device in one.hostdevs}

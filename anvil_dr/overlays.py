@@ -109,11 +109,8 @@ class Overlays:
 
     def _make_folder(self, where: str) -> None:
         shutil.rmtree(where, ignore_errors=True)
-        for path in (self.folder, where):
-            if not os.path.isdir(path):
-                os.makedirs(path)
-                # QEMU's own user must come through, whatever our umask is; it may not look around.
-                os.chmod(path, 0o711)  # noqa: S103
+        # QEMU's own user must come through; it may not look around.
+        durable.make_directories(where, mode=0o711)
 
     def _write(self, where: str, made: OverlaySet) -> None:
         content = json.dumps(asdict(made), indent=1) + "\n"

@@ -200,6 +200,8 @@ class HostFacts:
     memory_bytes: int
     available_bytes: Optional[int]
     """What new domains can have without swapping; None where the hypervisor cannot say."""
+    qemu_user: Optional[Tuple[int, int]] = None
+    """The user and group that guests run as; None where the hypervisor cannot say."""
 
 
 @dataclass(frozen=True)
@@ -338,6 +340,10 @@ class Host(Protocol):
     """What only the machine itself can say of itself. Nothing here changes it, and nothing raises."""
 
     def path(self, path: str) -> PathFacts: ...
+
+    def closed_folder(self, path: str, user: int, group: int) -> str:
+        """The first folder above this path that this user may not pass; empty if there is none, or nobody can tell."""
+        ...
 
     def has_interface(self, name: str) -> bool:
         """True if there is a network interface, such as a bridge, of this name."""

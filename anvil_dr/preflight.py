@@ -63,6 +63,7 @@ _LOOKS: Final[Tuple[Callable[[Subject, HostView], Iterator[Finding]], ...]] = (
     preflight_machine.tpm,
     preflight_machine.hugepages,
     preflight_devices.disks,
+    preflight_devices.ways,
     preflight_devices.users,
     preflight_devices.networks,
     preflight_devices.devices,

@@ -6,7 +6,7 @@ from typing import Dict, Iterator
 
 from anvil_dr.boot_subject import HostView, Subject
 from anvil_dr.definition import DiskRequirement
-from anvil_dr.findings import Finding, problem
+from anvil_dr.findings import Finding, problem, warning
 
 
 def disks(subject: Subject, view: HostView) -> Iterator[Finding]:
@@ -23,6 +23,13 @@ def disks(subject: Subject, view: HostView) -> Iterator[Finding]:
             yield problem(f"disk {disk.target}: there is no {path}", _how_to_find(disk, subject))
         elif kind != disk.type:
             yield problem(f"disk {disk.target} is of type {disk.type}, and {path} is a {kind}", where)
+
+
+def ways(subject: Subject, view: HostView) -> Iterator[Finding]:
+    """libvirt gives QEMU's user the files themselves, but not the folders above them."""
+    paths = (*subject.paths.values(), subject.needs.nvram)
+    for folder in sorted({view.closed[path] for path in paths if path is not None and path in view.closed}):
+        yield warning(f"QEMU's own user may not pass {folder}, and what it needs is below it", f"chmod o+x {folder}")
 
 
 def _how_to_find(disk: DiskRequirement, subject: Subject) -> str:

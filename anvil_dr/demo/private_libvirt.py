@@ -29,13 +29,13 @@ _SOCKET_PATH_BYTES = 107
 
 _START_SECONDS = 60.0
 
-# QEMU as root without labels: the images are the test's own. No virtlogd here, so QEMU writes its own log
+# No labels: the images are the test's own. No virtlogd here, so QEMU writes its own log
 # (stdio_handler). No cgroups and no mount namespace for each QEMU: neither is ours to make in here.
 _QEMU_CONF = """\
 security_driver = "none"
-user = "root"
-group = "root"
-dynamic_ownership = 0
+user = "{user}"
+group = "{user}"
+dynamic_ownership = {changes_owners}
 remember_owner = 0
 stdio_handler = "file"
 namespaces = [ ]
@@ -77,12 +77,13 @@ class PrivateLibvirt:
 
     `directory` must be short, because the path of the socket in it is limited; it is made if need be, and left behind
     (the logs are in it; what libvirt learnt of QEMU too, which saves a second at the next start).
+    `qemu_user` is who QEMU runs as; as another than root it is given its images by libvirt, as on a real host.
     `prepare` is shell run inside, as root, before libvirtd: bridges to make, things to hide.
     Started from a thread, it ends with that thread (PR_SET_PDEATHSIG in prctl(2)).
     """
 
-    def __init__(self, directory: Path, *, prepare: str = "") -> None:
-        self._directory, self._prepare = directory.absolute(), prepare
+    def __init__(self, directory: Path, *, prepare: str = "", qemu_user: str = "root") -> None:
+        self._directory, self._prepare, self._qemu_user = directory.absolute(), prepare, qemu_user
         self._process: Optional[command.Process] = None
         self._init_pid = 0
         socket = os.fsencode(self._socket)
@@ -104,7 +105,10 @@ class PrivateLibvirt:
             (self._directory / name).mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._directory / "socket", ignore_errors=True)
         (self._directory / "socket").mkdir()
-        (self._directory / "etc" / "qemu.conf").write_text(_QEMU_CONF)
+        owners = 0 if self._qemu_user == "root" else 1
+        (self._directory / "etc" / "qemu.conf").write_text(
+            _QEMU_CONF.format(user=self._qemu_user, changes_owners=owners)
+        )
         (self._directory / "etc" / "libvirtd.conf").write_text(
             _LIBVIRTD_CONF.format(directory=self._directory, host_uuid=uuid.uuid4())
         )

@@ -145,6 +145,9 @@ class FakeHost:
     def path(self, path: str) -> PathFacts:
         return self.kinds.get(path, PathFacts("file", f"inode:{path}"))
 
+    def closed_folder(self, path: str, user: int, group: int) -> str:
+        return ""
+
     def has_interface(self, name: str) -> bool:
         return name in self.interfaces
 

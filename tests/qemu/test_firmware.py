@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Callable, Dict
 
@@ -11,7 +13,7 @@ import pytest
 from anvil_dr.demo import server as demo_server
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import Report, definition
-from anvil_dr.hypervisor import LibvirtHypervisor
+from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from tests.doubles.filled_box import FilledBox
 
 COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-activate-dr"
@@ -62,3 +64,37 @@ def test_an_older_set_boots_with_its_own_variables_and_tpm_and_keeps_what_it_mad
     kept = box.state / "firmware" / "Uefi01"
     assert (kept / "job-2" / "nvram").read_bytes() == ran_with
     assert published.read_bytes() == (kept / "job-1" / "nvram").read_bytes() == BLANK.read_bytes()
+
+
+def test_a_qemu_that_is_not_root_comes_to_everything_also_under_a_strict_umask(tmp_path: Path) -> None:
+    """As on a real host, where the service makes folders with umask 077."""
+    if os.geteuid() != 0:
+        pytest.skip("a private libvirtd needs root")
+    with tempfile.TemporaryDirectory(prefix="adr-", ignore_cleanup_errors=True) as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        server = demo_server.build(tmp_path / "disks", "Uefi01", uefi=True)
+        before = os.umask(0o077)
+        try:
+            box = FilledBox(place / "box")
+            box.definitions.rmdir()
+            box.receive("Uefi01", server.disks, firmware_state={"nvram": BLANK.read_bytes()})
+        finally:
+            os.umask(before)
+        for store in (place / "box", box.images):
+            store.chmod(0o755)
+        nvram = box.definitions / "nvram" / "Uefi01.fd"
+        box.define("Uefi01", definition(server, nvram=nvram, tpm=True), server.disks)
+        with PrivateLibvirt(place / "lv", qemu_user="libvirt-qemu") as libvirt, connect(libvirt.uri) as hypervisor:
+            call = ("sh", "-c", 'umask 077; exec "$@"', "sh", str(COMMAND), "--config", str(box.config),
+                    "--connect", libvirt.uri)  # fmt: skip
+            libvirt.run(*call, "--rehearse", "--wait", "1")
+            libvirt.run(*call, "--yes", "--overlay")
+            hypervisor.destroy("Uefi01")
+            libvirt.run(*call, "--release", "Uefi01", "--discard")
+            libvirt.run(*call, "--yes")
+            assert [domain.state for domain in hypervisor.active()] == ["running"]
+            hypervisor.destroy("Uefi01")
+            box.images.chmod(0o700)
+            told = json.loads(libvirt.run(*call, "--check", "--json").stdout)
+            assert f"may not pass {box.images}" in str(told["servers"][0]["warnings"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,19 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_ours_cannot_be_listened
     assert LocalHost().listening_problem("127.0.0.1", 0) == ""
     # TEST-NET-1 of RFC 5737 is nobody's.
     assert LocalHost().listening_problem("192.0.2.1", 0) != ""
+
+
+def test_a_folder_that_a_user_may_not_pass_is_found() -> None:
+    # pytest's own folders are closed to everybody.
+    with tempfile.TemporaryDirectory() as root:
+        closed = Path(root) / "closed"
+        (closed / "inner").mkdir(parents=True)
+        for folder in (Path(root), closed, closed / "inner"):
+            folder.chmod(0o755)
+        image, host, nobody = str(closed / "inner" / "image"), LocalHost(), 64055
+        assert host.closed_folder(image, nobody, nobody) == ""
+        closed.chmod(0o710)
+        assert host.closed_folder(image, nobody, nobody) == str(closed)
+        assert host.closed_folder(image, nobody, closed.stat().st_gid) == ""
+        assert host.closed_folder(image, 0, 0) == ""
+    assert LocalHost().closed_folder("/nowhere/at/all", nobody, nobody) == ""

@@ -290,3 +290,9 @@ def test_a_domain_of_its_name_is_a_servers_own_if_it_has_its_images() -> None:
     assert own_domain("Web01", [PATH], view) == own
     assert own_domain("Web02", [PATH], view) is None
     assert own_domain("Web01", ["/dev/missing"], view) is None
+
+
+def test_a_folder_that_qemus_user_may_not_pass_is_a_warning_that_says_what_to_type() -> None:
+    finding = only(view=replace(VIEW, closed={PATH: "/srv/dr"}))
+    assert not finding.fatal
+    assert finding.advice == "chmod o+x /srv/dr"
