@@ -43,6 +43,8 @@ class Channel:
         """Limits what is received. Bytes that have to wait fill the pipe, and then the peer waits too."""
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.waited_seconds = 0.0
+        """How long sending had to wait, for the peer or for the limit."""
         # Without this a peer that stops reading would hold a thread in write(2) for ever.
         os.set_blocking(in_fd, False)
         os.set_blocking(out_fd, False)
@@ -62,8 +64,6 @@ class Channel:
         length = sum(len(part) for part in parts)
         if length > frame_limit_bytes(kind):
             raise ProtocolError(f"a {kind.name} frame of {length} bytes is more than the protocol allows")
-        if self.pace is not None:
-            self.pace.wait(length)
         with self._send_lock:
             views = [memoryview(part).cast("B") for part in parts if part]
             before = self.sent_bytes
@@ -161,16 +161,21 @@ class Channel:
             os.close(fd)
 
     def _write(self, parts: List[memoryview]) -> None:
+        pace = self.pace
         while parts:
             self._check()
             try:
-                written = os.writev(self._out, parts[:_BUFFERS_PER_CALL])
+                written = os.writev(self._out, parts[:_BUFFERS_PER_CALL] if pace is None else [parts[0][:_PACED_BYTES]])
             except BlockingIOError:
+                began = time.monotonic()
                 self._wait(self._out, select.POLLOUT)
+                self.waited_seconds += time.monotonic() - began
                 continue
             except OSError as error:
                 raise PeerGoneError(f"the connection broke: {error.strerror}") from error
             self.sent_bytes += written
+            if pace is not None:
+                self.waited_seconds += pace.wait(written)
             while parts and written >= len(parts[0]):
                 written -= len(parts.pop(0))
             if written:

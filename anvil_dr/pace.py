@@ -29,11 +29,13 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = clock()
 
-    def wait(self, size_bytes: int) -> None:
-        """Return when `size_bytes` may be sent."""
+    def wait(self, size_bytes: int) -> float:
+        """Return when `size_bytes` may be let through; the seconds that this took."""
         with self._lock:
             now = self._clock()
             start = max(self._free_at, now - self._CREDIT_SECONDS)
             self._free_at = start + size_bytes / self.rate_bytes
-        if start > now:
-            self._sleep(start - now)
+        if start <= now:
+            return 0.0
+        self._sleep(start - now)
+        return start - now

@@ -244,6 +244,33 @@ def test_a_bandwidth_limit_holds_within_five_percent(record_bytes: int) -> None:
     assert sent / clock.now == pytest.approx(rate_bytes, rel=0.05)
 
 
+@pytest.mark.parametrize("rate_bytes", [300_000, 2 << 20, 20 << 20])
+def test_a_limit_holds_over_any_few_seconds_however_long_the_frames_are(
+    ends: Tuple[Channel, socket.socket], rate_bytes: int
+) -> None:
+    channel, peer = ends
+    clock = Clock()
+    seen: List[Tuple[float, int]] = []
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        seen.append((clock.now, channel.sent_bytes))
+
+    channel.pace = Pace(rate_bytes, clock=clock, sleep=sleep)
+    frames = 6 * rate_bytes // (1 << 20) + 1
+    reader = threading.Thread(target=lambda: [peer.recv(1 << 20, socket.MSG_WAITALL) for _ in range(frames)])
+    reader.start()
+    for _ in range(frames):
+        channel.send(Kind.DATA, bytes((1 << 20) - FRAME_HEADER.size))
+    reader.join()
+    for at, sent in seen:
+        window = next(((later - at, then - sent) for later, then in seen if later >= at + 4), None)
+        if window is not None:
+            assert window[1] / window[0] == pytest.approx(rate_bytes, rel=0.05)
+    assert clock.now > 5
+    assert channel.waited_seconds >= clock.now * 0.95
+
+
 def test_what_is_received_can_be_limited_whatever_the_peer_does(ends: Tuple[Channel, socket.socket]) -> None:
     channel, peer = ends
     clock = Clock()
