@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import chain
+from operator import lt
 from typing import Iterable, List, Sequence, Tuple
 
 from anvil_dr.digest import BLOCKS_PER_SEGMENT, DIGEST_BYTES, PAGE_BYTES, PAGE_DIGEST_BYTES, PAGES_PER_BLOCK
@@ -31,7 +33,8 @@ _RUN = struct.Struct("!II")
 _SEGMENT = struct.Struct("!I")
 _BLOCKS = struct.Struct("!IB")
 _DATA = struct.Struct("!IBxHI")
-_ENTRY = struct.Struct("!BxH")
+_ENTRY_FORMAT = "BxH"
+_ENTRY = struct.Struct("!" + _ENTRY_FORMAT)
 _BITMAP_BYTES = BLOCKS_PER_SEGMENT // 8
 
 Entry = Tuple[int, int]
@@ -119,7 +122,7 @@ def unpack_pages(content: memoryview) -> Tuple[int, List[Tuple[int, List[bytes]]
 
 
 def pack_want_data(segment: int, entries: Sequence[Entry]) -> bytes:
-    return _SEGMENT.pack(segment) + b"".join(_ENTRY.pack(block, mask) for block, mask in entries)
+    return _SEGMENT.pack(segment) + _pack_entries(entries)
 
 
 def unpack_want_data(content: memoryview) -> Tuple[int, Tuple[Entry, ...]]:
@@ -128,7 +131,7 @@ def unpack_want_data(content: memoryview) -> Tuple[int, Tuple[Entry, ...]]:
 
 
 def pack_data_header(segment: int, encoding: int, raw_bytes: int, entries: Sequence[Entry]) -> bytes:
-    return _DATA.pack(segment, encoding, len(entries), raw_bytes) + b"".join(_ENTRY.pack(*entry) for entry in entries)
+    return _DATA.pack(segment, encoding, len(entries), raw_bytes) + _pack_entries(entries)
 
 
 def unpack_data(content: memoryview) -> Tuple[DataHeader, memoryview]:
@@ -147,7 +150,7 @@ def unpack_data(content: memoryview) -> Tuple[DataHeader, memoryview]:
 
 def data_bytes(entries: Iterable[Entry]) -> int:
     """How many raw bytes the pages of some entries have."""
-    return sum(bin(mask).count("1") for _, mask in entries) * PAGE_BYTES
+    return sum(PAGES_PER_BLOCK if mask == FULL_BLOCK else bin(mask).count("1") for _, mask in entries) * PAGE_BYTES
 
 
 def page_runs(mask: int) -> List[Tuple[int, int]]:
@@ -179,11 +182,16 @@ def extents(entries: Iterable[Entry]) -> List[Tuple[int, int]]:
     return found
 
 
+def _pack_entries(entries: Sequence[Entry]) -> bytes:
+    return struct.pack("!" + _ENTRY_FORMAT * len(entries), *chain.from_iterable(entries))
+
+
 def _entries(content: memoryview) -> Tuple[Entry, ...]:
     if len(content) % _ENTRY.size:
         raise ProtocolError("a list of pages has the wrong length")
-    entries = tuple((int(block), int(mask)) for block, mask in _ENTRY.iter_unpack(content))
-    if any(mask == 0 for _, mask in entries) or any(a[0] >= b[0] for a, b in zip(entries, entries[1:])):
+    entries = tuple(_ENTRY.iter_unpack(content))
+    blocks = [block for block, _ in entries]
+    if not all(mask for _, mask in entries) or not all(map(lt, blocks, blocks[1:])):
         raise ProtocolError("a list of pages is not in order")
     return entries
 

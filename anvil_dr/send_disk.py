@@ -77,6 +77,7 @@ class DiskSender:
         self._done_segments = 0
         self._pushed_bytes = 0
         self._looked_at = 0.0
+        self._sent_before = channel.sent_bytes, channel.waited_seconds
 
     def reply(self, kind: Kind, content: bytes) -> None:
         """Hand over a DONE or WANT record of the target. Called from the receiving thread."""
@@ -234,14 +235,17 @@ class DiskSender:
     def _send_data(self, segment: int, entries: Sequence[Entry], content: memoryview) -> None:
         """Send some pages. Where `entries` name less than `content` has, that is whole blocks."""
         parts: Sequence[Buffer] = [content]
-        if bulk.data_bytes(entries) < len(content):
+        raw_bytes = bulk.data_bytes(entries)
+        if raw_bytes < len(content):
             named = bulk.extents([(at, mask) for at, (_, mask) in enumerate(entries)])
             parts = [content[page * PAGE_BYTES : (page + count) * PAGE_BYTES] for page, count in named]
             entries = [entry for entry in entries if entry[1]]
         encoding, encoded = self._compressor.encode(parts)
-        self._channel.send(
-            Kind.DATA, bulk.pack_data_header(segment, encoding, bulk.data_bytes(entries), entries), *encoded
-        )
+        channel = self._channel
+        channel.send(Kind.DATA, bulk.pack_data_header(segment, encoding, raw_bytes, entries), *encoded)
+        sent_bytes, waited_seconds = channel.sent_bytes, channel.waited_seconds
+        self._compressor.sent(sent_bytes - self._sent_before[0], waited_seconds - self._sent_before[1])
+        self._sent_before = sent_bytes, waited_seconds
 
     def _read(self, segment: int, first: int, count: int) -> memoryview:
         chunk = self._buffer[: count * BLOCK_BYTES]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
+import zstandard
+
+from anvil_dr.bulk import RAW, ZSTD
 from anvil_dr.channel import Channel, frame_buffer
-from anvil_dr.compression import Compressor
+from anvil_dr.compression import Buffer, Compressor
 from anvil_dr.digest import Digester
 from anvil_dr.model import Owner
 from anvil_dr.protocol import Kind
@@ -62,6 +65,18 @@ class Bytes:
     def close(self) -> None: ...
 
 
+class Squeezing(Compressor):
+    """Compresses every record, as on a line that is slow all the time."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+
+    def encode(self, parts: Sequence[Buffer]) -> Tuple[int, Sequence[Buffer]]:
+        raw = b"".join(parts)
+        packed = zstandard.ZstdCompressor().compress(raw)
+        return (ZSTD, [packed]) if len(packed) < len(raw) else (RAW, parts)
+
+
 @dataclass(frozen=True)
 class Crossing:
     """What one disk cost."""
@@ -90,7 +105,8 @@ def cross(
     )  # fmt: skip
     sender = DiskSender(
         node_end, digester, source, source.size_bytes,
-        compare=receiver.compare, window=window, compressor=Compressor(compress), looked=lambda done_bytes: None,
+        compare=receiver.compare, window=window, looked=lambda done_bytes: None,
+        compressor=Squeezing() if compress else Compressor(False),
     )  # fmt: skip
     errors: List[BaseException] = []
 
