@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple, TypeVar
 
-from anvil_dr import check_record, definition, definition_files
+from anvil_dr import check_record, definition, definition_files, rehearsal_records
 from anvil_dr.config import Config
 from anvil_dr.definition_files import DefinitionFile
 from anvil_dr.errors import AnvilDrError, DefinitionError, ServiceError
@@ -71,6 +71,7 @@ def observe(
         last_jobs=(attempt(state.last_jobs) if state else None) or {},
         activations=(attempt(state.activations) if state else None) or {},
         check=check_record.read(config.state),
+        rehearsed=rehearsal_records.last_of_each(config.state),
         definitions=attempt(lambda: _definitions(config.definitions, state)),
         cache_drives=attempt(cache_drives) or (),
         waiting=attempt(waiting) or {},

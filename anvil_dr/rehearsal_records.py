@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any, Final, Mapping, Optional, Tuple
 
 from anvil_dr import durable
-from anvil_dr.rehearsal_result import Rehearsal, RehearsalResult
+from anvil_dr.rehearsal_result import Rehearsal, RehearsalResult, Rehearsed
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,16 @@ def load(state_directory: str) -> Tuple[Rehearsal, ...]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.info("a rehearsal's record cannot be read name=%s error=%r", name, error)
     return tuple(found)
+
+
+def last_of_each(state_directory: str) -> Mapping[str, Rehearsed]:
+    """By server, its last rehearsal that came to something."""
+    return {
+        one.server: Rehearsed(rehearsal.at, one)
+        for rehearsal in load(state_directory)
+        for one in rehearsal.results
+        if one.verdict not in ("interrupted", "skipped")
+    }
 
 
 def _parse(kept: Mapping[str, Any]) -> Rehearsal:

@@ -35,6 +35,15 @@ class RehearsalResult:
 
 
 @dataclass(frozen=True)
+class Rehearsed:
+    """The last time that a server was rehearsed."""
+
+    at: str
+    """ISO 8601, UTC."""
+    result: RehearsalResult
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """One time, all servers."""
 

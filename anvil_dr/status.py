@@ -23,6 +23,7 @@ from anvil_dr.model import (
     SetRecord,
     StoredImage,
 )
+from anvil_dr.rehearsal_result import IN_WORDS, Rehearsed
 
 _DAY_SECONDS: Final = 24 * 3600
 OLD_SECONDS: Final = 8 * _DAY_SECONDS
@@ -53,6 +54,8 @@ class Observation:
     activations: Mapping[str, Activation] = field(default_factory=dict)
     check: Optional[CheckResult] = None
     """What the last look at whether the servers could be booted found."""
+    rehearsed: Mapping[str, Rehearsed] = field(default_factory=dict)
+    """The last rehearsal of each server."""
     definitions: Optional[Mapping[str, DefinitionFacts]] = None
     cache_drives: Tuple[CacheDrive, ...] = ()
     waiting: Mapping[str, str] = field(default_factory=dict)
@@ -184,6 +187,8 @@ def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: da
         remarks += _about_definition(definition)
     if seen.check is not None:
         remarks += _about_check(name, activation, seen.check, now)
+    if name in seen.rehearsed:
+        remarks += _about_rehearsal(seen.rehearsed[name], now)
     if last_job is not None:
         remarks += _about_last_job(last_job, seen, now)
     path = None if definition is None else definition.path
@@ -276,6 +281,13 @@ def _about_check(
         yield Remark(
             f"it ran here {when}, started by hand; so that no job writes over it: anvil-activate-dr --server {name}"
         )
+
+
+def _about_rehearsal(last: Rehearsed, now: datetime) -> Iterator[Remark]:
+    when, result = words.age(last.at, now), last.result
+    if result.verdict in ("failed", "not bootable"):
+        detail = words.printable(result.detail)
+        yield Remark(f"its last rehearsal, {when}, failed: {IN_WORDS[result.verdict]}: {detail}")
 
 
 def _about_last_job(job: JobRecord, seen: Observation, now: datetime) -> Iterator[Remark]:

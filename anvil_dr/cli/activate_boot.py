@@ -10,6 +10,7 @@ import os
 import pwd
 import signal
 import sys
+import syslog
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -277,10 +278,22 @@ def _record(
         if any(one.forceable for one in planned.draft.findings)
     }
     for server, how in forced.items():
-        log.warning("booted against a sign of life server=%s user=%s at=%s how=%s", server, who, at, how)
+        said = f"booted against a sign of life server={server} user={who} at={at} how={how}"
+        log.warning(said)
+        _tell_journal(said)
     record = {"user": who, "forced": forced, "memory_bytes": dict(request.memory_bytes)}
     folders = (os.path.join(box.config.state, "records"), os.path.join(box.config.runtime, "records"))
     return boot_record.write(folders, "activation", at, {**record, **activation_json.plan_to_json(plan, outcomes)})
+
+
+def _tell_journal(message: str) -> None:
+    """A record below /var may go with its disk; the journal may have been forwarded."""
+    try:
+        import systemd.journal as journal
+
+        journal.send(message, SYSLOG_IDENTIFIER="anvil-activate-dr", PRIORITY=str(syslog.LOG_WARNING))
+    except (ImportError, OSError) as error:
+        log.info("not told to the journal: %s", error)
 
 
 def _end(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, record: Optional[str], manner: Manner) -> None:

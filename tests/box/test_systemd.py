@@ -88,6 +88,13 @@ def test_the_first_job_starts_the_service_through_its_socket(installed: Path, tm
     assert "set complete server=Web01 sequence=1" in journal
 
 
+def test_after_a_job_the_service_looks_whether_the_servers_could_be_booted(installed: Path) -> None:
+    """Behind its filters too. There is no libvirtd in this guest, which is what it has to find."""
+    wait_until(Path("/var/lib/anvil-dr/check.json").exists)
+    assert "libvirtd is not running" in json.loads(Path("/var/lib/anvil-dr/check.json").read_text())["problem"]
+    assert "virsh create /shared/definitions/Web01.xml" in Path("/shared/definitions/RUNBOOK.txt").read_text()
+
+
 def test_the_filter_of_system_calls_is_in_force(installed: Path) -> None:
     pid = shown("MainPID")
     status = Path(f"/proc/{pid}/status").read_text()

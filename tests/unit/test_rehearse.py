@@ -288,6 +288,14 @@ def test_what_is_kept_is_read_back_oldest_first_and_without_pictures(tmp_path: P
     assert kept[0].results == (result(warnings=("w",)),)
 
 
+def test_the_last_time_that_a_server_was_rehearsed_to_the_end_is_known(tmp_path: Path) -> None:
+    for day, verdict in ((1, "passed"), (2, "failed"), (3, "interrupted")):
+        at = f"2026-11-{day:02}T04:00:00+00:00"
+        rehearsal_records.keep(str(tmp_path), Rehearsal("dr01", at, (result(verdict=verdict),)), "")
+    last = rehearsal_records.last_of_each(str(tmp_path))["Web01"]
+    assert (last.at[8:10], last.result.verdict) == ("02", "failed")
+
+
 def test_old_reports_are_forgotten_before_old_records(tmp_path: Path) -> None:
     for minute in range(15):
         rehearsal_records.keep(str(tmp_path), Rehearsal("dr01", f"2026-11-20T04:{minute:02}:00+00:00", ()), "")

@@ -26,6 +26,7 @@ from anvil_dr.model import (
     SetRecord,
     StoredImage,
 )
+from anvil_dr.rehearsal_result import RehearsalResult, Rehearsed
 from anvil_dr.status import DefinitionFacts, Observation
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=timezone.utc)
@@ -456,3 +457,16 @@ def test_a_look_that_was_not_possible_is_no_good_news() -> None:
     assert warnings(seen) == [
         "whether it could be booted could not be looked at (3 hours ago): libvirtd is not running"
     ]
+
+
+def test_a_rehearsal_that_failed_is_told_and_one_that_passed_is_not() -> None:
+    failed = RehearsalResult("Web01", "failed", "it was booted and then crashed")
+    rehearsed = {
+        "Web01": Rehearsed(at(days=3), failed),
+        "Db01": Rehearsed(at(days=3), RehearsalResult("Db01", "passed", "its guest agent answers")),
+    }
+    seen = replace(WELL, rehearsed=rehearsed)
+    assert warnings(seen) == [
+        "its last rehearsal, 3 days ago, failed: did not come up: it was booted and then crashed"
+    ]
+    assert warnings(seen, "Db01") == []
