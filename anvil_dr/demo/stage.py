@@ -77,13 +77,16 @@ class Stage:
     def run(self, *argv: str, shown: str = "") -> None:
         """Show a command line, and run it on this terminal. Raise CommandError if it fails."""
         self.narrator.typed(shown or shlex.join(argv))
-        with self._interrupts.held():
-            process = command.start((find_program(argv[0]), *argv[1:]), output=None)
+        process: Optional[command.Process] = None
         try:
+            # A signal that was held strikes at the end of this block, so it must lie inside the try.
+            with self._interrupts.held():
+                process = command.start((find_program(argv[0]), *argv[1:]), output=None)
             while (code := process.exit_code()) is None:
                 time.sleep(0.02)
         except BaseException:
-            _end(process)
+            if process is not None:
+                _end(process)
             raise
         if code != 0:
             raise CommandError(argv, code, b"", b"")
