@@ -80,7 +80,8 @@ def drives() -> None:
     run("udevadm", "settle")
     run("mkfs.ext4", "-q", f"{PARTITIONED}1")
     sign(f"{PARTITIONED}1")
-    run("udevadm", "settle")
+    # udev passes over a device that a program has locked, as some mkfs do until they end.
+    run("udevadm", "trigger", "--settle", "--action=change", "--subsystem-match=block")
 
 
 @pytest.fixture
