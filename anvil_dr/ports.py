@@ -62,6 +62,10 @@ class Image(Protocol):
         """Put everything written on stable storage (fdatasync). Raise ImageIOError."""
         ...
 
+    def forget_cached(self) -> None:
+        """Have what is on stable storage read from there the next time, and not from memory. Raise ImageIOError."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -50,8 +50,9 @@ def assemble(
 
 
 def to_planner(one: ImageSet) -> SetOnDisk:
-    """What a planner needs to know of a set."""
-    return SetOnDisk(one.sequence, tuple(sorted({image.owner.disk for image in one.images})), one.complete)
+    """What a planner needs to know of a set. A rotten one is worth no more than one that lacks a disk."""
+    disks = tuple(sorted({image.owner.disk for image in one.images}))
+    return SetOnDisk(one.sequence, disks, one.complete and not one.rotten)
 
 
 def of_server(sets: Iterable[ImageSet], server: str) -> Tuple[ImageSet, ...]:

@@ -67,6 +67,10 @@ class SourceDisk:
     def flush(self) -> None:
         """Nothing to do: nothing is ever written."""
 
+    def forget_cached(self) -> None:
+        """Have what is on stable storage read from there the next time, and not from memory. Raise ImageIOError."""
+        self._image.forget_cached()
+
     def close(self) -> None:
         """Close it, once or more."""
         self._image.close()

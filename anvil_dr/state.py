@@ -182,8 +182,6 @@ class State:
         """
         with self._database.writing() as connection:
             spare.write(self._directory, connection, set_rows.judge(connection, identity, digest, at, rotten))
-        if rotten is not None:
-            log.error("image is rotten identity=%s reason=%r", identity, rotten)
 
     def ran_here(self, identities: Iterable[str], until: str) -> None:
         """A server that was activated ran on these images until then: they are not what was received any more."""
@@ -219,6 +217,12 @@ class State:
                 _job_row(job),
             )
             _prune(connection, JOBS_KEPT)
+
+    def is_at_work(self, server: str) -> bool:
+        """True if a job of this server is running."""
+        with self._database.reading() as connection:
+            found = connection.execute("SELECT 1 FROM jobs WHERE server = ? AND state = 'running'", (server,))
+            return found.fetchone() is not None
 
     def last_jobs(self) -> Mapping[str, JobRecord]:
         """The last job of each server, finished or not."""

@@ -216,6 +216,7 @@ def _about_sets(
     for one in present:
         if one.sequence != INCOMPLETE and not one.complete:
             yield Remark(f"set {one.sequence} is not complete: {_lack(one)}")
+        yield from _about_rot(one)
     if newest is None:
         return
     if newest.sequence != 1:
@@ -236,6 +237,12 @@ def _about_sets(
         received = words.moment(newest.record.received_at)
         if received is not None and (now - received).total_seconds() > _old_seconds(present, received):
             yield Remark(f"the newest set was received {words.age(newest.record.received_at, now)}")
+
+
+def _about_rot(one: ImageSet) -> Iterator[Remark]:
+    for image in one.record.images if one.record else ():
+        if image.disk in one.rotten and one.sequence != INCOMPLETE:
+            yield Remark(f"set {one.sequence} is rotten: disk {image.disk}: {words.printable(image.rotten or '')}")
 
 
 def _old_seconds(present: Tuple[ImageSet, ...], newest_received: datetime) -> float:

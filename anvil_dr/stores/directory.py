@@ -172,7 +172,7 @@ class DirectoryStore:
         """Who else has it open: a process, a loop device, a QEMU that only its locks show. Raise StoreError."""
         with self._open(image, os.O_RDONLY) as fd:
             facts = os.fstat(fd)
-            found = openers.of_file(facts.st_dev, facts.st_ino)
+            found = [one for one in openers.of_file(facts.st_dev, facts.st_ino) if not one.harmless]
             if found:
                 return found[0].words
             locked = qemu_lock.writes(fd) or qemu_lock.denies_writing(fd)

@@ -247,9 +247,11 @@ class LvmStore:
         deadline = time.monotonic() + _PASSING_SECONDS
         while volume.open and volume.device is not None:
             found = openers.of_block_device(volume.device)
-            staying = [opener for opener in found if not opener.passing]
+            staying = [opener for opener in found if not opener.passing and not opener.harmless]
             if staying:
                 return staying[0].words
+            if any(opener.harmless for opener in found):
+                return None
             if openers.is_block_device_open_here(volume.device):
                 return None
             if time.monotonic() > deadline:

@@ -88,6 +88,13 @@ class _OpenImage:
         except OSError as error:
             raise self._failure("flush", 0, error) from error
 
+    def forget_cached(self) -> None:
+        """Drop its clean pages. Raise ImageIOError."""
+        try:
+            self._cache.everything()
+        except OSError as error:
+            raise self._failure("drop the cached pages", 0, error) from error
+
     def close(self) -> None:
         """Close it, once or more."""
         if self._fd < 0:

@@ -14,6 +14,10 @@ from typing import Callable, Final, FrozenSet, Iterator, List, Tuple
 PASSING: Final = frozenset({"systemd-udevd", "(udev-worker)", "udevd", "blkid", "lvm", "multipathd"})
 """Programs that look at every block device when it appears and are gone in a moment."""
 
+VERIFIER: Final = "anvil-dr-verify"
+"""What the kernel calls the process of that command (it says so itself): it only reads, and lets go of an image as
+soon as a job of its server runs. So nobody need wait for it."""
+
 
 @dataclass(frozen=True)
 class Opener:
@@ -22,6 +26,8 @@ class Opener:
     words: str
     passing: bool = False
     """True if it will let go of it by itself very soon."""
+    harmless: bool = False
+    """True if it stops nobody."""
 
 
 def of_file(device: int, inode: int) -> Tuple[Opener, ...]:
@@ -65,7 +71,7 @@ def _processes(match: _Match) -> Iterator[Opener]:
         process = os.path.join("/proc", entry)
         if _has_open(os.path.join(process, "fd"), match) and not _is_being_started(process):
             name = _text(os.path.join(process, "comm")) or "?"
-            yield Opener(f"process {entry} ({name})", name in PASSING)
+            yield Opener(f"process {entry} ({name})", name in PASSING, name == VERIFIER)
 
 
 def _is_being_started(process: str) -> bool:

@@ -236,6 +236,9 @@ class MemoryImage:
         self._check("flush", 0, 0, writing=False)
         self._held.stable[:] = self._held.content
 
+    def forget_cached(self) -> None:
+        self._check("drop the cached pages", 0, 0, writing=False)
+
     def close(self) -> None:
         if self._open and self._writable:
             self._held.writers = max(0, self._held.writers - 1)
@@ -398,6 +401,10 @@ class FatefulImage:
     def flush(self) -> None:
         with self._fate.step(f"flush {self._name}"):
             self._image.flush()
+
+    def forget_cached(self) -> None:
+        self._fate.watch()
+        self._image.forget_cached()
 
     def close(self) -> None:
         self._fate.watch()

@@ -39,6 +39,7 @@ def test_the_commands_are_those_of_the_manual() -> None:
         "anvil-dr-send",
         "anvil-dr-status",
         "anvil-dr-target",
+        "anvil-dr-verify",
     ]
 
 
