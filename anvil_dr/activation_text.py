@@ -47,7 +47,7 @@ def plan_lines(plan: BootPlan) -> Iterator[Line]:
     if len(plan.ready) > 1:
         available = plan.host.available_bytes
         of = f" of {size(available)} that is free" if available is not None else ""
-        yield Line(f"Together: {size(plan.memory_bytes)}{of}, {plan.cpus} CPUs of {plan.host.cpus}.", "quiet")
+        yield Line(f"Together: {size(plan.memory_bytes)}{of}, {plan.cpus} CPUs on {plan.host.cpus}.", "quiet")
     for text in plan.warnings:
         yield Line(f"! {printable(text)}", "bad")
     for planned in plan.servers:
@@ -132,7 +132,8 @@ def _start(planned: PlannedServer) -> str:
     delay = f"{planned.delay_seconds} s" if planned.delay_seconds else ""
     if not planned.after:
         return f"after {delay}" if delay else "at once"
-    return f"after {printable(', '.join(planned.after))}" + (f" + {delay}" if delay else "")
+    names = printable(", ".join(planned.after))
+    return f"{names} + {delay}" if delay else f"after {names}"
 
 
 def _times(outcome: Outcome) -> str:
