@@ -259,6 +259,7 @@ def world_of(kind: str, folder: Path, places: Tuple[Location, ...]) -> World:
     return DirectoryWorld(folder) if kind == "directory" else MemoryWorld(places)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_cycles_loses_nothing(tmp_path: Path) -> None:
     (scenario,) = (one for one in SCENARIOS if one.name == "cycling two")
     sweep(Trial(scenario, tmp_path, MemoryWorld()), ("after",))

@@ -200,6 +200,7 @@ def test_a_server_gains_and_loses_a_disk(tmp_path: Path) -> None:
         assert box.names() == ["Web01_Web01_0_1.raw", "Web01_Web01_0_2.raw"]
 
 
+@pytest.mark.slow
 def test_one_copy_without_a_cache_drive_warns_and_is_overwritten(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path, copies=1), node(tmp_path)
     with box.running():
@@ -254,6 +255,7 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_touched(tmp_path: P
     assert error is not None and box.names() == []
 
 
+@pytest.mark.slow
 def test_an_image_that_a_qemu_has_is_not_touched_and_the_other_servers_go_on(tmp_path: Path) -> None:
     box, web, other = DrBox(tmp_path), node(tmp_path), node(tmp_path, "Db01", {"Db01_0": noise(5000, 3)})
     with box.running():
@@ -296,6 +298,7 @@ def test_a_hostile_definition_refuses_its_server_only(tmp_path: Path) -> None:
     assert box.names() == ["Db01_Db01_0_1.raw"]
 
 
+@pytest.mark.slow
 def test_the_firmware_state_is_kept_with_the_set_and_published_for_virsh(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path), node(tmp_path)
     with box.running() as target:

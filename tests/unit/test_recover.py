@@ -193,6 +193,7 @@ def test_a_definition_that_cannot_be_written_fails_the_job_and_is_made_later(tmp
     assert (tmp_path / "definitions" / "Web01.xml").is_file()
 
 
+@pytest.mark.slow
 def test_an_old_set_that_is_in_use_delays_nothing_and_goes_later(tmp_path: Path) -> None:
     world = MemoryWorld()
     box, checker = MortalBox(tmp_path, world, copies=3), Checker()

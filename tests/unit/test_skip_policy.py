@@ -29,6 +29,7 @@ def run(folder: Path, source: str, ci: str, *options: str) -> Tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("-n", "1")], ids=["one process", "workers"])
 def test_in_ci_a_skipped_test_is_a_failure_that_names_it(tmp_path: Path, options: Tuple[str, ...]) -> None:
     code, out = run(tmp_path, SKIPS, "true", *options)
@@ -38,12 +39,14 @@ def test_in_ci_a_skipped_test_is_a_failure_that_names_it(tmp_path: Path, options
     assert "1 passed, 1 skipped" in out.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_elsewhere_a_skipped_test_is_named_with_its_reason(tmp_path: Path) -> None:
     code, out = run(tmp_path, SKIPS, "")
     assert code == 0
     assert "no drive here" in out
 
 
+@pytest.mark.slow
 def test_in_ci_a_run_without_skips_passes(tmp_path: Path) -> None:
     code, _ = run(tmp_path, PASSES, "true")
     assert code == 0
