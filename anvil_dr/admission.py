@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
-from anvil_dr import cycle, definition, naming, placement, rotation, sets
+from anvil_dr import cycle, definition, naming, placement, rotation, sets, words
 from anvil_dr.errors import (
     ImageInUseError,
     NotAllowedError,
@@ -28,6 +28,7 @@ from anvil_dr.model import (
     Step,
     StoredImage,
 )
+from anvil_dr.model import Sequence as SetNumber
 from anvil_dr.protocol import DiskOffer, ServerOffer
 from anvil_dr.rehearsal_turns import RehearsalTurns
 from anvil_dr.target import Target
@@ -171,7 +172,7 @@ def _intend(target: Target, offer: ServerOffer, cached: bool) -> _Intent:
     check_images_free(target, images)
     disks = tuple(disk.name for disk in offer.disks)
     known = tuple(sets.to_planner(one) for one in present)
-    steps = rotation.plan_start(offer.name, known, disks, target.config.copies)
+    steps = rotation.plan_start(offer.name, known, disks, target.config.copies, _young(target, present))
     warnings: Tuple[str, ...] = ()
     if target.config.copies == 1:
         steps += rotation.plan_overwrite(offer.name, known, disks)
@@ -190,6 +191,18 @@ def _intend(target: Target, offer: ServerOffer, cached: bool) -> _Intent:
         tuple(_demand(disk, recycled.get(Owner(offer.name, disk.name)), offer.name) for disk in offer.disks),
         freed,
         warnings,
+    )
+
+
+def _young(target: Target, present: Sequence[ImageSet]) -> Tuple[SetNumber, ...]:
+    """The sets that are younger than `min_set_age`. One whose time is not known is not; one of the future is."""
+    now = words.moment(target.now())
+    least_seconds = target.config.min_set_age
+    if not least_seconds or now is None:
+        return ()
+    received = ((one.sequence, words.moment(one.record.received_at)) for one in present if one.record is not None)
+    return tuple(
+        number for number, at in received if at is not None and (now - at).total_seconds() < least_seconds
     )
 
 

@@ -20,6 +20,8 @@ DEFAULT_PATH: Final = "/etc/anvil-dr/target.yaml"
 
 _RATE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))?\s?([KMGT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_DURATION = re.compile(r"([0-9]{1,9})\s?([smhd]?)", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # lvm(8), VALID NAMES; a name is at most 127 characters.
 _GROUP = re.compile(r"(?!-)(?!\.{1,2}$)[A-Za-z0-9+_.-]{1,127}")
 # unix(7): sun_path holds 108 bytes, the last of them 0.
@@ -81,6 +83,10 @@ class Config:
     name: str
     store: StoreConfig
     copies: int = 2
+    min_set_age: int = 0
+    """Seconds. A set younger than that is replaced by the next job, rather than the oldest one recycled."""
+    verify: Literal["none", "read-back"] = "none"
+    """Whether a set is read again from its drives before it counts as complete."""
     use_cache: bool = True
     require_cache: bool = False
     cache_signature: str = ".dr_cache"
@@ -128,6 +134,8 @@ def parse(text: str, path: str) -> Config:
         name=_name(top),
         store=_store(top),
         copies=top.integer("copies", Config.copies, least=1, most=999),
+        min_set_age=_duration(top, "min_set_age", Config.min_set_age),
+        verify=_verify(top),
         use_cache=top.boolean("use_cache", Config.use_cache),
         require_cache=top.boolean("require_cache", Config.require_cache),
         cache_signature=_file_name(top, "cache_signature", Config.cache_signature),
@@ -210,6 +218,21 @@ def _rate(section: settings.Section, key: str, default: int) -> int:
         return parse_rate(section.scalar(key, str(default)))
     except UsageError as error:
         raise section.error(key, str(error)) from error
+
+
+def _duration(section: settings.Section, key: str, default: int) -> int:
+    text = section.scalar(key, str(default))
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise section.error(key, f"not a time: {text!r} (seconds, or with m, h or d after it, such as 12h)")
+    return int(match[1]) * _SECONDS[match[2].lower()]
+
+
+def _verify(top: settings.Section) -> Literal["none", "read-back"]:
+    word = top.text("verify", Config.verify)
+    if word not in ("none", "read-back"):
+        raise top.error("verify", f"must be none or read-back, not {word!r}")
+    return "none" if word == "none" else "read-back"
 
 
 def _activation(section: settings.Section) -> ActivationConfig:

@@ -8,7 +8,8 @@ Pure: touches nothing. The rules:
   removed at its start.
 - With N = `copies` >= 2, a job needs sequence 1 to be free. If it is, nothing moves. If not, the sets below the first
   gap move up into it. Where 1 to N are all there, a set is recycled into `_incomplete` to make the gap: the highest
-  one that is not complete, because nothing is lost with it, or else N. Sets above N stay.
+  one that is not complete, because nothing is lost with it; or else the newest of those that are too young to cost an
+  older one its place; or else N. Sets above N stay.
 - If there is a set 1 and an incomplete one (an admin's doing), nothing is recycled, and the sets move up into the
   first gap, be it above N: the next success brings them back to N.
 - At the end, a set 1 that is there all the same moves up first, and goes only once the new one is there.
@@ -31,11 +32,14 @@ _Numbered = Mapping[int, SetOnDisk]
 _Thing = TypeVar("_Thing")
 
 
-def plan_start(server: str, sets: Iterable[SetOnDisk], disks: Collection[str], copies: int) -> Tuple[Step, ...]:
+def plan_start(
+    server: str, sets: Iterable[SetOnDisk], disks: Collection[str], copies: int, young: Collection[Sequence] = ()
+) -> Tuple[Step, ...]:
     """The start of a job with these disks: afterwards `_incomplete` can be written, and with N >= 2 no set 1 is there.
 
-    `sets` are all the sets of the server, whatever their disks. To be called before any image is created. With
-    N = 1, `plan_overwrite` does the rest. Raise ValueError if `copies` is below 1.
+    `sets` are all the sets of the server, whatever their disks; `young` are the numbers of those that are too young to
+    cost an older one its place (`min_set_age`). To be called before any image is created. With N = 1, `plan_overwrite`
+    does the rest. Raise ValueError if `copies` is below 1.
     """
     if copies < 1:
         raise ValueError(f"copies is {copies}")
@@ -46,7 +50,7 @@ def plan_start(server: str, sets: Iterable[SetOnDisk], disks: Collection[str], c
     gap = _first_gap(numbered)
     if incomplete or gap <= copies:
         return (*stale, *_shift(server, numbered, gap))
-    victim = _victim(numbered, copies)
+    victim = _victim(numbered, copies, young)
     return (*_recycle(server, numbered[victim], disks), *_shift(server, numbered, victim))
 
 
@@ -169,10 +173,11 @@ def _first_gap(numbered: _Numbered) -> int:
     return gap
 
 
-def _victim(numbered: _Numbered, copies: int) -> int:
+def _victim(numbered: _Numbered, copies: int, young: Collection[Sequence]) -> int:
     """Which of the sets 1 to N to recycle. Nothing ever frees the last complete one: there is more than one set."""
     broken = [number for number in range(1, copies + 1) if not numbered[number].complete]
-    return max(broken, default=copies)
+    replaced = [number for number in range(1, copies + 1) if number in young]
+    return max(broken) if broken else min(replaced, default=copies)
 
 
 def _shift(server: str, numbered: _Numbered, gap: int) -> Tuple[Step, ...]:

@@ -16,6 +16,8 @@ FULL = """\
 name: dr01
 store: lvm:dr01_vg0,dr01_vg1
 copies: 3
+min_set_age: 12h
+verify: read-back
 use_cache: false
 require_cache: false
 cache_signature: .other
@@ -45,6 +47,8 @@ def test_every_key_of_the_specification_is_read() -> None:
         name="dr01",
         store=StoreConfig("lvm", ("dr01_vg0", "dr01_vg1")),
         copies=3,
+        min_set_age=12 * 3600,
+        verify="read-back",
         use_cache=False,
         require_cache=False,
         cache_signature=".other",
@@ -73,7 +77,7 @@ def test_a_store_alone_is_enough_and_the_rest_has_the_documented_defaults() -> N
         "/var/lib/anvil-dr",
         "/run/anvil-dr",
     )
-    assert found.bandwidth_limit == 0
+    assert (found.bandwidth_limit, found.min_set_age, found.verify) == (0, 0, "none")
     assert found.activation == ActivationConfig("qemu:///system", {})
 
 
@@ -135,6 +139,11 @@ def test_an_impossible_store_is_refused(text: str) -> None:
         ("store: fs:/x\nstate: /var/../etc", "state", 2, "'..'"),
         ("store: fs:/x\nruntime: /", "runtime", 2, "root directory"),
         ("store: fs:/x\nruntime: /run/" + "x" * 100, "runtime", 2, "too long"),
+        ("store: fs:/x\nmin_set_age: -1", "min_set_age", 2, "not a time"),
+        ("store: fs:/x\nmin_set_age: 2w", "min_set_age", 2, "such as 12h"),
+        ("store: fs:/x\nmin_set_age: soon", "min_set_age", 2, "not a time"),
+        ("store: fs:/x\nverify: readback", "verify", 2, "none or read-back"),
+        ("store: fs:/x\nverify: true", "verify", 2, "must be text"),
         ("store: fs:/x\nbandwidth_limit: -1", "bandwidth_limit", 2, "not a rate"),
         ("store: fs:/x\nbandwidth_limit: 10MB", "bandwidth_limit", 2, "not a rate"),
         ("store: fs:/x\nbandwidth_limit: true", "bandwidth_limit", 2, "number or text"),
@@ -308,3 +317,11 @@ def test_any_other_sign_of_life_is_refused(said: str) -> None:
 def test_overlays_lie_beside_the_state_unless_somebody_says_where() -> None:
     assert config.parse("store: fs:/x", "t.yaml").overlays == "/var/lib/anvil-dr-overlays"
     assert config.parse("store: fs:/x\nactivation: {overlays: /big}", "t.yaml").overlays == "/big"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0), ("45", 45), ("45s", 45), ("90m", 5400), ("12h", 43200), ("12 H", 43200), ("7d", 604800)],
+)
+def test_times_are_read_in_seconds_minutes_hours_and_days(text: str, seconds: int) -> None:
+    assert config.parse(f"store: fs:/x\nmin_set_age: {text}", "t").min_set_age == seconds

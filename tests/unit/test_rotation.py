@@ -441,6 +441,39 @@ OVERWRITE: List[Tuple[str, List[SetOnDisk], str, str, bool]] = [
 ]  # fmt: skip
 
 
+YOUNG: List[Tuple[str, List[SetOnDisk], int, Set[int], str]] = [
+    ("it is written over and the others stay", [set_(1), set_(2), set_(3)], 3, {1}, "a:1>incomplete b:1>incomplete"),
+    ("the newest of several", [set_(1), set_(2), set_(3)], 3, {1, 2}, "a:1>incomplete b:1>incomplete"),
+    ("all of them", [set_(1), set_(2)], 2, {1, 2}, "a:1>incomplete b:1>incomplete"),
+    ("one that was sorted behind an older one", [set_(1), set_(2), set_(3)], 3, {2},
+     "a:2>incomplete b:2>incomplete a:1>2 b:1>2"),
+    ("what is broken goes before it", [set_(1), set_(2, "a", False)], 2, {1}, "a:2>incomplete a:1>2 b:1>2"),
+    ("where there is room nothing is written over", [set_(1), set_(2)], 3, {1}, "a:2>3 b:2>3 a:1>2 b:1>2"),
+    ("one above N counts for nothing", [set_(1), set_(2), set_(3)], 2, {3},
+     "a:2>incomplete b:2>incomplete a:1>2 b:1>2"),
+    ("one copy is one copy", [set_(1)], 1, {1}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "sets", "copies", "young", "expected"), YOUNG, ids=[case[0] for case in YOUNG])
+def test_a_set_that_is_too_young_to_cost_an_older_one_its_place(
+    case: str, sets: List[SetOnDisk], copies: int, young: Set[int], expected: str
+) -> None:
+    assert said(plan_start(SERVER, sets, ("a", "b"), copies, young)) == expected
+
+
+numbers_of_sets = st.sets(st.integers(1, 6))
+
+
+@given(numbers_of_sets, numbers_of_sets, numbers_of_sets, st.integers(2, 4))
+def test_the_last_complete_set_is_never_recycled_however_young_it_is(
+    young: Set[int], numbers: Set[int], broken: Set[int], copies: int
+) -> None:
+    sets = [set_(number, "ab", number not in broken) for number in sorted(numbers)]
+    steps = plan_start(SERVER, sets, ("a", "b"), copies, young)
+    assert not leaves_no_complete_set(sets, steps)
+
+
 @pytest.mark.parametrize(("case", "sets", "disks", "copies", "expected"), START, ids=[case[0] for case in START])
 def test_the_start_of_a_job(
     case: str, sets: List[SetOnDisk], disks: str, copies: int, expected: str
