@@ -11,7 +11,7 @@ import logging
 from contextlib import ExitStack
 from typing import Dict, Mapping, Optional, Tuple
 
-from anvil_dr import admission, cycle, firmware, publish, rotation, sets
+from anvil_dr import admission, cycle, firmware, publish, reread, rotation, sets
 from anvil_dr.channel import Channel
 from anvil_dr.digest import Digester
 from anvil_dr.errors import DigestMismatchError, ProtocolError, ServerActivatedError, StoreError
@@ -106,10 +106,12 @@ class SetWriter:
     def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
         """Promote the set. Returns when it was received, its definition's path, whether that was made now, warnings.
 
-        Raise ProtocolError if something is missing, StoreError, StateError.
+        Raise ProtocolError if something is missing, DigestMismatchError, StoreError, StateError.
         """
         server, target = self._offer.name, self._target
         self._refuse_if_unfinished()
+        if target.config.verify == "read-back":
+            self._read_back()
         self._open.close()
         received_at = self._received_at or target.now()
         record = SetRecord(server, received_at, self._source, self._job_id, tuple(self._received.values()))
@@ -122,6 +124,16 @@ class SetWriter:
         log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
         path, made, warnings = publish.publish(target, published)
         return record.received_at, path, made, warnings + old_stay
+
+    def _read_back(self) -> None:
+        """Compare what the drives hold with what was received. Raise DigestMismatchError: then a drive lies."""
+        for record in self._received.values():
+            wrong = reread.what_is_wrong(self._writable[record.disk], record.digest, record.size_bytes)
+            if wrong is not None:
+                raise DigestMismatchError(
+                    self._offer.name, record.disk, None, f"the drive does not hold what was written to it: {wrong}"
+                )
+            log.info("disk read back server=%s disk=%s bytes=%d", self._offer.name, record.disk, record.size_bytes)
 
     def _promote(self, record: SetRecord) -> Tuple[JournalEntry, Tuple[str, ...]]:
         """Give the images their number, then free the sets that are too many. Returns what to publish, and warnings."""
