@@ -6,6 +6,7 @@ import fcntl
 import os
 import select
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Mapping, Optional, Sequence, Tuple, Type
@@ -77,7 +78,7 @@ class Intruder:
     def __init__(self, box: DrBox) -> None:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.settimeout(30)
-        self.connection.connect(box.config.socket)
+        _connect(self.connection, box.config.socket)
         self._out = os.dup(self.connection.fileno())
         self.channel = Channel(self._out, self._out, silence_seconds=30)
         self._buffer = frame_buffer()
@@ -199,3 +200,13 @@ class Intruder:
 def state_of(folder: Path) -> Mapping[str, bytes]:
     """Every image that is not incomplete, with its bytes."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if "_incomplete" not in path.name}
+
+
+def _connect(connection: socket.socket, path: str) -> None:
+    """A full backlog answers EAGAIN to a socket that has a timeout (unix(7)), where a blocking one would wait."""
+    while True:
+        try:
+            connection.connect(path)
+            return
+        except BlockingIOError:
+            time.sleep(0.01)
