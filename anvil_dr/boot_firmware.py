@@ -97,6 +97,15 @@ def _has(folder: str, files: Mapping[str, bytes]) -> bool:
         return False
 
 
+def as_it_is(places: FirmwarePlaces, needs: Requirements) -> Mapping[str, bytes]:
+    """What the server has made of its firmware state here, as a set keeps it. Raise SourceError."""
+    nvram, folder = needs.nvram, places.tpm_of(needs)
+    found = dict(FirmwareFiles(nvram if nvram is not None and os.path.exists(nvram) else None, None).read())
+    if folder is not None and os.path.isdir(folder):
+        found.update(of_folder(folder))
+    return found
+
+
 def take_back(places: FirmwarePlaces, server: str, needs: Requirements, record: SetRecord, nvram: str) -> None:
     """Keep with the set what the server has made of its firmware state here. `nvram` is the file it ran with.
 

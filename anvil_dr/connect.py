@@ -54,8 +54,6 @@ _MEANINGS: Final = (
     ("Connection timed out", "it does not answer"),
     ("No route to host", "it cannot be reached"),
     ("Network is unreachable", "it cannot be reached"),
-    (f"{REMOTE_COMMAND}: command not found", f"{REMOTE_COMMAND} is not installed there, or not in the account's PATH"),
-    (f"{REMOTE_COMMAND}: not found", f"{REMOTE_COMMAND} is not installed there, or not in the account's PATH"),
 )
 
 
@@ -130,7 +128,9 @@ def parse_destination(text: str) -> Destination:
     return SshDestination(host, user, port)
 
 
-def ssh_command(destination: SshDestination, *, identity: Optional[str] = None) -> Tuple[str, ...]:
+def ssh_command(
+    destination: SshDestination, *, identity: Optional[str] = None, remote_command: str = REMOTE_COMMAND
+) -> Tuple[str, ...]:
     """The command line of ssh. `identity` is a file with the private key to use, and no other."""
     argv = _SSH
     if destination.port is not None:
@@ -139,14 +139,19 @@ def ssh_command(destination: SshDestination, *, identity: Optional[str] = None) 
         argv += ("-i", identity, "-o", "IdentitiesOnly=yes")
     if destination.user is not None:
         argv += ("-l", destination.user)
-    return (*argv, "--", destination.host, REMOTE_COMMAND)
+    return (*argv, "--", destination.host, remote_command)
 
 
 @contextmanager
 def connected(
-    destination: Destination, spawn: Spawn, *, identity: Optional[str] = None, silence_seconds: float = 300.0
+    destination: Destination,
+    spawn: Spawn,
+    *,
+    identity: Optional[str] = None,
+    silence_seconds: float = 300.0,
+    remote_command: str = REMOTE_COMMAND,
 ) -> Iterator[Channel]:
-    """A channel to the service at the destination, closed at the end of the block.
+    """A channel to the service at the destination, or to what `remote_command` is there, closed at the end.
 
     Raise ServiceError if it can't be reached; also from the block, in ssh's words, where it was ssh that ended.
     """
@@ -154,13 +159,13 @@ def connected(
         with _closing(_unix_channel(destination.path, silence_seconds)) as channel:
             yield channel
         return
-    peer = spawn(ssh_command(destination, identity=identity))
+    peer = spawn(ssh_command(destination, identity=identity, remote_command=remote_command))
     try:
         with _closing(_pipe_channel(peer, silence_seconds)) as channel:
             yield channel
     except PeerGoneError as error:
         code = peer.end(_END_SECONDS)
-        said = _in_words(destination, code, peer.complaint())
+        said = _in_words(destination, code, peer.complaint(), remote_command.split()[0])
         raise (ServiceError(said) if said else error) from error
     except BaseException:
         peer.end(_END_SECONDS)
@@ -205,12 +210,13 @@ def _closing(channel: Channel) -> Iterator[Channel]:
         channel.close()
 
 
-def _in_words(destination: SshDestination, code: int, complaint: str) -> Optional[str]:
+def _in_words(destination: SshDestination, code: int, complaint: str, program: str) -> Optional[str]:
     """Why ssh ended, in one line; None if it does not know either."""
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
     # What the command at the other end says is clear by itself, and may have the same words in it.
-    of_ssh = [line for line in lines if not line.startswith(f"{REMOTE_COMMAND}:")]
-    for sign, meaning in _MEANINGS:
+    of_ssh = [line for line in lines if not line.startswith(f"{program}:")]
+    absent = f"{program} is not installed there, or not in the account's PATH"
+    for sign, meaning in (*_MEANINGS, (f"{program}: command not found", absent), (f"{program}: not found", absent)):
         said = next((line for line in of_ssh if sign in line), None)
         if said is not None:
             return f"cannot reach {destination}: {meaning} ({said})"
@@ -218,5 +224,5 @@ def _in_words(destination: SshDestination, code: int, complaint: str) -> Optiona
         return None
     said = "; ".join(lines[-3:]) or "it said nothing"
     if code == 127:
-        return f"cannot reach {destination}: {REMOTE_COMMAND} could not be run there ({said})"
+        return f"cannot reach {destination}: {program} could not be run there ({said})"
     return f"the connection to {destination} ended: ssh: exit code {code}: {said}"

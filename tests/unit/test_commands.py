@@ -13,7 +13,11 @@ from anvil_dr import __version__
 
 BIN = Path(__file__).resolve().parents[2] / "bin"
 COMMANDS = sorted(path.name for path in BIN.iterdir())
-WITHOUT_WHICH_IT_COMPLAINS_OF_THAT = {"anvil-dr-send": ("--to", "unix:/nonexistent", "Web01")}
+WITHOUT_WHICH_IT_COMPLAINS_OF_THAT = {
+    "anvil-dr-send": ("--to", "unix:/nonexistent", "Web01"),
+    "anvil-dr-import": ("Web01",),
+    "anvil-dr-export": ("--to", "ssh://nobody@nowhere.invalid", "Web01"),
+}
 
 
 def call(
@@ -35,6 +39,8 @@ def test_the_commands_are_those_of_the_manual() -> None:
     assert COMMANDS == [
         "anvil-activate-dr",
         "anvil-dr-demo",
+        "anvil-dr-export",
+        "anvil-dr-import",
         "anvil-dr-receive",
         "anvil-dr-send",
         "anvil-dr-status",
