@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from dataclasses import dataclass
-from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Collection, Dict, Literal, Mapping, Sequence, Tuple
 
 from anvil_dr import cycle, definition, naming, placement, rotation, sets, words
 from anvil_dr.errors import (
@@ -20,11 +20,12 @@ from anvil_dr.errors import (
 from anvil_dr.model import (
     INCOMPLETE,
     Allocation,
+    Create,
     Demand,
     ImageSet,
     Keep,
     Owner,
-    Resize,
+    Replace,
     Step,
     StoredImage,
 )
@@ -125,15 +126,16 @@ def plan_servers(
 
 def space_taken(plan: ServerPlan) -> Mapping[str, int]:
     """Bytes that a plan's new and grown images will take, by location."""
-    present = {demand.owner: demand.existing_bytes for demand in plan.demands}
+    demands = {demand.owner: demand for demand in plan.demands}
     taken: Dict[str, int] = {}
     for allocation in plan.allocations:
-        if isinstance(allocation, Keep):
-            continue
-        size = allocation.size_bytes
-        if isinstance(allocation, Resize):
-            size = max(0, size - present[allocation.owner])
-        taken[allocation.location] = taken.get(allocation.location, 0) + size
+        demand = demands[allocation.owner]
+        size = demand.existing_bytes if isinstance(allocation, Keep) else allocation.size_bytes
+        paid = 0 if isinstance(allocation, (Create, Replace)) else demand.existing_bytes
+        if demand.data_bytes is not None:
+            size = min(size, demand.data_bytes)
+            paid = max(0, paid - demand.holes_bytes)
+        taken[allocation.location] = taken.get(allocation.location, 0) + max(0, size - paid)
     return taken
 
 
@@ -184,11 +186,11 @@ def _intend(target: Target, offer: ServerOffer, cached: bool) -> _Intent:
     freed: Dict[str, int] = {}
     for image in images:
         if image.identity not in kept:
-            freed[image.location] = freed.get(image.location, 0) + image.size_bytes
+            freed[image.location] = freed.get(image.location, 0) + image.size_bytes - image.holes_bytes
     return _Intent(
         offer.name,
         steps,
-        tuple(_demand(disk, recycled.get(Owner(offer.name, disk.name)), offer.name) for disk in offer.disks),
+        tuple(_demand(target, offer.name, disk, recycled) for disk in offer.disks),
         freed,
         warnings,
     )
@@ -206,11 +208,13 @@ def _young(target: Target, present: Sequence[ImageSet]) -> Tuple[SetNumber, ...]
     )
 
 
-def _demand(disk: DiskOffer, recycled: Optional[StoredImage], server: str) -> Demand:
+def _demand(target: Target, server: str, disk: DiskOffer, recycled: Mapping[Owner, StoredImage]) -> Demand:
     owner = Owner(server, disk.name)
-    if recycled is None:
-        return Demand(owner, disk.size_bytes)
-    return Demand(owner, disk.size_bytes, recycled.location, recycled.size_bytes)
+    image = recycled.get(owner)
+    data_bytes = disk.data_bytes if target.store.kind == "fs" else None  # volumes have no holes
+    if image is None:
+        return Demand(owner, disk.size_bytes, data_bytes=data_bytes)
+    return Demand(owner, disk.size_bytes, image.location, image.size_bytes, image.holes_bytes, data_bytes)
 
 
 def _alone(target: Target, server: str) -> str:

@@ -44,6 +44,8 @@ def check_server(offer: ServerOffer) -> None:
         naming.check_disk_name(disk.name)
         if disk.size_bytes < 1:
             raise ProtocolError(f"server {offer.name} disk {disk.name}: its size is {disk.size_bytes} bytes")
+        if disk.data_bytes is not None and disk.data_bytes > disk.size_bytes:
+            raise ProtocolError(f"server {offer.name} disk {disk.name}: it has more data than it has bytes")
     if len(set(disks)) < len(disks) or len({disk.path for disk in offer.disks}) < len(disks):
         raise ProtocolError(f"server {offer.name}: two of its disks have the same name or path")
     if len(offer.left_out) > _LEFT_OUT:

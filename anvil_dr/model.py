@@ -44,6 +44,8 @@ class StoredImage:
     """What can be read from it: for a volume, rounded up to whole extents."""
     path: str
     """Where it can be opened now."""
+    holes_bytes: int = field(default=0, compare=False)
+    """Of its size, what takes no space yet."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ class Demand:
     size_bytes: int
     existing_location: Optional[str] = None
     existing_bytes: int = 0
+    holes_bytes: int = 0
+    """Of the existing bytes, what takes no space yet."""
+    data_bytes: Optional[int] = None
+    """What it will take at most, where images are sparse and it is known; None if it takes all of its size."""
 
 
 @dataclass(frozen=True)

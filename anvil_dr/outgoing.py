@@ -11,7 +11,7 @@ import os
 import stat
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, Final, Iterable, List, Tuple
+from typing import Callable, Final, Iterable, List, Optional, Tuple
 
 from anvil_dr import definition
 from anvil_dr.definition.reading import MAX_BYTES as _MAX_DEFINITION_BYTES
@@ -20,6 +20,7 @@ from anvil_dr.firmware_files import FirmwareFiles
 from anvil_dr.job_file import DiskEntry, JobFile, ServerEntry
 from anvil_dr.send import OutgoingDisk, OutgoingServer, ServerOutcome
 from anvil_dr.source import SourceDisk, open_source
+from anvil_dr.stores.open_image import FileImage
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def outgoing_disk(name: str, path: str, read_path: str) -> OutgoingDisk:
 
     Raise SourceError.
     """
-    announced_bytes = _size_bytes(read_path)
+    announced_bytes, data_bytes = _sizes(read_path)
     if announced_bytes == 0:
         raise SourceError(f"{read_path} is empty", path=read_path)
 
@@ -71,7 +72,7 @@ def outgoing_disk(name: str, path: str, read_path: str) -> OutgoingDisk:
             )
         return opened
 
-    return OutgoingDisk(name, path, announced_bytes, open_as_announced)
+    return OutgoingDisk(name, path, announced_bytes, open_as_announced, data_bytes)
 
 
 def refuse_format(server: str, disk: definition.SourceDisk) -> None:
@@ -124,7 +125,8 @@ def _definition(path: str) -> str:
         raise DefinitionError(f"{path} is not UTF-8 text") from error
 
 
-def _size_bytes(path: str) -> int:
+def _sizes(path: str) -> Tuple[int, Optional[int]]:
+    """How many bytes it has, and how many of a file lie outside of holes."""
     try:
         # O_NONBLOCK, or the open of a fifo would wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -134,7 +136,11 @@ def _size_bytes(path: str) -> int:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise SourceError(f"{path} is neither a regular file nor a block device", path=path)
-        return os.lseek(fd, 0, os.SEEK_END)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        if stat.S_ISBLK(mode):
+            return size_bytes, None
+        image = FileImage(fd, path, size_bytes)
+        return size_bytes, sum(length for _, length in image.data_ranges(0, size_bytes))
     except OSError as error:
         raise SourceError(f"cannot tell the size of {path}: {error.strerror}", path=path) from error
     finally:

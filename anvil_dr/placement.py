@@ -28,8 +28,9 @@ def plan_placement(
     and, if that does not fit, once more with the largest need first.
 
     `freed_bytes`, by location, will have been freed before anything is created; `reserved_bytes` are promised to
-    other jobs, or to holes of recycled files: `existing_bytes` counts as paid for. Every `existing_location` must be
-    one of `locations`. Raise StoreFullError, with the bytes needed and available, if it does not fit.
+    other jobs. What a recycled image has counts as paid for, but for its holes where it is known how much data will
+    come. Every `existing_location` must be one of `locations`. Raise StoreFullError, with the bytes needed and
+    available, if it does not fit.
     """
     places = {place.name: place for place in locations}
     # Less than nothing where more is promised than there is: what is given back goes to the promises first.
@@ -38,6 +39,7 @@ def plan_placement(
         for name, place in places.items()
     }
     settled: List[Allocation] = []
+    kept: List[Demand] = []
     growing: List[Demand] = []
     new: List[Demand] = []
     for demand in demands:
@@ -48,11 +50,14 @@ def plan_placement(
         size_bytes = _whole_extents(demand.size_bytes, place)
         if size_bytes > demand.existing_bytes:
             growing.append(demand)
-        elif size_bytes == demand.existing_bytes:
+            continue
+        kept.append(demand)
+        if size_bytes == demand.existing_bytes:
             settled.append(Keep(demand.owner, place.name))
         else:
             settled.append(Resize(demand.owner, place.name, size_bytes))
-            free[place.name] += demand.existing_bytes - size_bytes
+            free[place.name] += max(0, demand.existing_bytes - demand.holes_bytes - size_bytes)
+    _fill_holes(kept, free)
 
     # What has no choice of place goes first.
     job_order = (*growing, *new)
@@ -64,6 +69,18 @@ def plan_placement(
     raise _full(job_order, places, free)
 
 
+def _fill_holes(kept: List[Demand], free: Dict[str, int]) -> None:
+    """Use up what will be written into the holes of images that stay where they are."""
+    for demand in kept:
+        if demand.existing_location is not None and demand.data_bytes is not None:
+            needed_bytes = _taken_bytes(demand, demand.size_bytes, here=True)
+            available_bytes = max(0, free[demand.existing_location])
+            if needed_bytes > available_bytes:
+                detail = f"image {demand.owner.disk} of {demand.owner.server} has holes that will be filled"
+                raise StoreFullError(needed_bytes, available_bytes, detail)
+            free[demand.existing_location] -= needed_bytes
+
+
 def _place(
     demands: Tuple[Demand, ...], places: Mapping[str, Location], free: Dict[str, int]
 ) -> Optional[Tuple[Allocation, ...]]:
@@ -73,20 +90,21 @@ def _place(
         home = demand.existing_location
         if home is not None:
             size_bytes = _whole_extents(demand.size_bytes, places[home])
-            if size_bytes - demand.existing_bytes <= free[home]:
-                free[home] -= size_bytes - demand.existing_bytes
+            growth_bytes = _taken_bytes(demand, size_bytes, here=True)
+            if growth_bytes <= free[home]:
+                free[home] -= growth_bytes
                 placed.append(Resize(demand.owner, home, size_bytes))
                 continue
         roomy = [
             place
             for name, place in places.items()
-            if name != home and _whole_extents(demand.size_bytes, place) <= free[name]
+            if name != home and _taken_bytes(demand, _whole_extents(demand.size_bytes, place)) <= free[name]
         ]
         if not roomy:
             return None
         chosen = min(roomy, key=lambda place: (-free[place.name], place.name))
         size_bytes = _whole_extents(demand.size_bytes, chosen)
-        free[chosen.name] -= size_bytes
+        free[chosen.name] -= _taken_bytes(demand, size_bytes)
         placed.append(
             Create(demand.owner, chosen.name, size_bytes)
             if home is None
@@ -107,8 +125,16 @@ def _full(demands: Tuple[Demand, ...], places: Mapping[str, Location], free: Map
 def _needed_bytes(demand: Demand, places: Mapping[str, Location]) -> int:
     """The fewest new bytes that a demand can be met with."""
     if demand.existing_location is not None:
-        return _whole_extents(demand.size_bytes, places[demand.existing_location]) - demand.existing_bytes
-    return min((_whole_extents(demand.size_bytes, place) for place in places.values()), default=demand.size_bytes)
+        return _taken_bytes(demand, _whole_extents(demand.size_bytes, places[demand.existing_location]), here=True)
+    sizes = (_whole_extents(demand.size_bytes, place) for place in places.values())
+    return _taken_bytes(demand, min(sizes, default=demand.size_bytes))
+
+
+def _taken_bytes(demand: Demand, size_bytes: int, *, here: bool = False) -> int:
+    """The new bytes that an image of this size takes; `here` is where the recycled one lies."""
+    if demand.data_bytes is None:
+        return size_bytes - (demand.existing_bytes if here else 0)
+    return max(0, min(size_bytes, demand.data_bytes) - (demand.existing_bytes - demand.holes_bytes if here else 0))
 
 
 def _whole_extents(size_bytes: int, place: Location) -> int:

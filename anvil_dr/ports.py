@@ -91,14 +91,17 @@ class Store(Protocol):
         """The path that a definition says: stable whatever place the image lies in. No I/O."""
         ...
 
-    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+    def create(
+        self, owner: Owner, size_bytes: int, location: str, *, data_bytes: Optional[int] = None
+    ) -> StoredImage:
         """A new `_incomplete` image. Its content is unspecified until written or zeroed (SPEC section 6).
 
+        `data_bytes`: what it will take at most where images are sparse; all of its size, if that is not known.
         Raise StoreFullError, StoreError (also if an image of that name exists).
         """
         ...
 
-    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+    def resize(self, image: StoredImage, size_bytes: int, *, data_bytes: Optional[int] = None) -> StoredImage:
         """Grow or shrink in place. Raise ImageInUseError, StoreFullError, StoreError."""
         ...
 

@@ -156,6 +156,8 @@ class DiskOffer(Message):
     name: str
     size_bytes: int
     path: str
+    data_bytes: Optional[int] = None
+    """Of those, what lies outside of holes; None where the node cannot tell."""
 
 
 @dataclass(frozen=True)

@@ -171,17 +171,18 @@ class SetWriter:
             raise ServerActivatedError(self._offer.name)
 
     def _allocate(self, allocation: Allocation, recycled: Optional[StoredImage]) -> StoredImage:
-        store = self._target.store
+        store, owner = self._target.store, allocation.owner
+        data_bytes = next(disk.data_bytes for disk in self._offer.disks if disk.name == owner.disk)
         if isinstance(allocation, Create) or recycled is None:
             if isinstance(allocation, Keep):
-                raise StoreError(f"the recycled image of {allocation.owner} has gone")
-            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+                raise StoreError(f"the recycled image of {owner} has gone")
+            return store.create(owner, allocation.size_bytes, allocation.location, data_bytes=data_bytes)
         if isinstance(allocation, Resize):
-            return store.resize(recycled, allocation.size_bytes)
+            return store.resize(recycled, allocation.size_bytes, data_bytes=data_bytes)
         if isinstance(allocation, Replace):
             # Both would have one name, and it holds nothing that is promised to anyone any more.
             store.remove(recycled)
-            return store.create(allocation.owner, allocation.size_bytes, allocation.location)
+            return store.create(owner, allocation.size_bytes, allocation.location, data_bytes=data_bytes)
         return recycled
 
     def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:

@@ -80,6 +80,8 @@ class OutgoingDisk:
     size_bytes: int
     open: Callable[[], Source]
     """Opens what is really read, once the server is off. Raise SourceError."""
+    data_bytes: Optional[int] = None
+    """What lies outside of holes now; None where nobody can tell."""
 
 
 @dataclass(frozen=True)
@@ -411,7 +413,7 @@ def _offer(server: OutgoingServer) -> ServerOffer:
     return ServerOffer(
         server.name,
         server.definition,
-        tuple(DiskOffer(disk.name, disk.size_bytes, disk.path) for disk in server.disks),
+        tuple(DiskOffer(disk.name, disk.size_bytes, disk.path, disk.data_bytes) for disk in server.disks),
         server.left_out,
         {name: len(content) for name, content in server.firmware.items()},
     )

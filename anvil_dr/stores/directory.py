@@ -82,13 +82,15 @@ class DirectoryStore:
         """The file's path. No I/O."""
         return self._join(naming.file_name(owner, sequence))
 
-    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+    def create(
+        self, owner: Owner, size_bytes: int, location: str, *, data_bytes: Optional[int] = None
+    ) -> StoredImage:
         """A new, sparse file for an incomplete image. Raise StoreFullError, StoreError, ImageNameError."""
         naming.check_server_name(owner.server)
         naming.check_disk_name(owner.disk)
         if location != self._directory:
             raise self._error(f"it has no place named {location}")
-        self._need(size_bytes)
+        self._need(size_bytes if data_bytes is None else data_bytes)
         name = naming.file_name(owner, INCOMPLETE)
         with self._open_directory() as directory:
             try:
@@ -115,10 +117,10 @@ class DirectoryStore:
         _log("created", image, f"size_bytes={image.size_bytes}")
         return image
 
-    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+    def resize(self, image: StoredImage, size_bytes: int, *, data_bytes: Optional[int] = None) -> StoredImage:
         """Grow or shrink the file. Raise ImageInUseError, StoreFullError, StoreError."""
         self._refuse_use(image)
-        self._need(size_bytes - image.size_bytes)
+        self._need(min(size_bytes, size_bytes if data_bytes is None else data_bytes) - image.size_bytes)
         with self._open(image, os.O_RDWR) as fd:
             try:
                 os.ftruncate(fd, size_bytes)
@@ -272,7 +274,8 @@ class DirectoryStore:
 
     def _image(self, owner: Owner, sequence: Sequence, facts: os.stat_result) -> StoredImage:
         path = self.path(owner, sequence)
-        return StoredImage(owner, sequence, self._directory, _identity(facts), facts.st_size, path)
+        holes_bytes = max(0, facts.st_size - facts.st_blocks * 512)  # stat(2): of 512 bytes, whatever the file system
+        return StoredImage(owner, sequence, self._directory, _identity(facts), facts.st_size, path, holes_bytes)
 
     def _join(self, name: str) -> str:
         return os.path.join(self._directory, name)

@@ -123,7 +123,9 @@ class LvmStore:
         """The link that our udev rule makes. No I/O."""
         return self._link(naming.image_name(owner, sequence))
 
-    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+    def create(
+        self, owner: Owner, size_bytes: int, location: str, *, data_bytes: Optional[int] = None
+    ) -> StoredImage:
         """A new volume, not wiped, for an incomplete image. Raise StoreFullError, StoreError, ImageNameError.
 
         An incomplete image of the same owner may be in another group meanwhile: the one that this one replaces.
@@ -141,7 +143,7 @@ class LvmStore:
         _log("created", image, f"size_bytes={image.size_bytes}")
         return image
 
-    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+    def resize(self, image: StoredImage, size_bytes: int, *, data_bytes: Optional[int] = None) -> StoredImage:
         """Grow or shrink in its group, to whole extents. Raise ImageInUseError, StoreFullError, StoreError."""
         volume = _current(self._lvm.volumes(), image)
         self._refuse_use(volume)

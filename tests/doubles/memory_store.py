@@ -72,7 +72,9 @@ class MemoryStore:
     def path(self, owner: Owner, sequence: Sequence) -> str:
         return f"/memory/{naming.image_name(owner, sequence)}"
 
-    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+    def create(
+        self, owner: Owner, size_bytes: int, location: str, *, data_bytes: Optional[int] = None
+    ) -> StoredImage:
         naming.check_server_name(owner.server)
         naming.check_disk_name(owner.disk)
         place = self._place(location)
@@ -85,7 +87,7 @@ class MemoryStore:
         self.held[identity] = _Held(owner, INCOMPLETE, location, content, bytearray(content))
         return self._stored(identity)
 
-    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+    def resize(self, image: StoredImage, size_bytes: int, *, data_bytes: Optional[int] = None) -> StoredImage:
         one = self._current(image)
         self._refuse_use(image, one)
         place = self._place(one.location)
@@ -337,13 +339,15 @@ class FatefulStore:
     def path(self, owner: Owner, sequence: Sequence) -> str:
         return self._store.path(owner, sequence)
 
-    def create(self, owner: Owner, size_bytes: int, location: str) -> StoredImage:
+    def create(
+        self, owner: Owner, size_bytes: int, location: str, *, data_bytes: Optional[int] = None
+    ) -> StoredImage:
         with self._fate.step(f"create {naming.image_name(owner, INCOMPLETE)}"):
-            return self._store.create(owner, size_bytes, location)
+            return self._store.create(owner, size_bytes, location, data_bytes=data_bytes)
 
-    def resize(self, image: StoredImage, size_bytes: int) -> StoredImage:
+    def resize(self, image: StoredImage, size_bytes: int, *, data_bytes: Optional[int] = None) -> StoredImage:
         with self._fate.step(f"resize {_name(image)}"):
-            return self._store.resize(image, size_bytes)
+            return self._store.resize(image, size_bytes, data_bytes=data_bytes)
 
     def rename(self, image: StoredImage, sequence: Sequence) -> StoredImage:
         with self._fate.step(f"rename {_name(image)} {sequence}"):

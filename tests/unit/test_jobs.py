@@ -11,13 +11,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
 from anvil_dr.errors import AnvilDrError, ImageIOError, PeerGoneError, RemoteError
-from anvil_dr.model import INCOMPLETE
+from anvil_dr.model import INCOMPLETE, Location
+from anvil_dr.outgoing import outgoing_disk
 from anvil_dr.send import OutgoingDisk, OutgoingServer
+from anvil_dr.state import State
+from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.target import Target
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
@@ -287,6 +290,55 @@ def test_what_does_not_fit_is_refused_with_its_bytes_and_nothing_has_changed(tmp
         (error,) = error_of(box, replace(web.outgoing(), disks=(huge, web.outgoing().disks[1])))
     assert isinstance(error, RemoteError) and error.remote_code == "StoreFull"
     assert "bytes needed" in str(error) and box.names() == before
+
+
+class SmallStore(DirectoryStore):
+    """One with 8 MiB left, whatever is written into it."""
+
+    def locations(self) -> Tuple[Location, ...]:
+        return tuple(replace(one, free_bytes=8 << 20) for one in super().locations())
+
+
+class SmallBox(DrBox):
+    def open_store(self, state: State) -> DirectoryStore:
+        return SmallStore(str(self.store_folder), state.owners)
+
+
+def sparse_file(path: Path, size_bytes: int, data_bytes: int) -> Path:
+    with open(path, "wb") as file:
+        file.truncate(size_bytes)
+        file.seek(size_bytes // 2 & -4096)
+        file.write(noise(data_bytes, 7))
+    return path
+
+
+def test_a_sparse_disk_that_is_larger_than_the_store_is_taken_if_its_data_fits(tmp_path: Path) -> None:
+    box, web = SmallBox(tmp_path), node(tmp_path, disks={"Web01_0": b"x"})
+    announced, image = web.outgoing(), sparse_file(tmp_path / "sparse", 1 << 30, 4 << 20)
+    disk = outgoing_disk("Web01_0", announced.disks[0].path, str(image))
+    with box.running():
+        (error,) = error_of(box, replace(announced, disks=(replace(disk, data_bytes=None),)))
+        assert isinstance(error, RemoteError) and error.remote_code == "StoreFull"
+        assert box.names() == []
+        assert error_of(box, replace(announced, disks=(disk,))) == [None]
+        stored = box.store_folder / "Web01_Web01_0_1.raw"
+        assert stored.stat().st_size == 1 << 30
+        assert stored.stat().st_blocks * 512 <= (4 << 20) + (1 << 16)
+
+
+def test_data_that_does_not_fit_is_refused_before_its_first_byte(tmp_path: Path) -> None:
+    box, web = SmallBox(tmp_path, copies=1), node(tmp_path, disks={"Web01_0": b"x"})
+    announced = web.outgoing()
+    with box.running():
+        for number, data_bytes in enumerate((9 << 20, 4 << 20, 13 << 20)):
+            image = sparse_file(tmp_path / f"sparse{number}", 1 << 30, data_bytes)
+            disk = outgoing_disk("Web01_0", announced.disks[0].path, str(image))
+            (error,) = error_of(box, replace(announced, disks=(disk,)))
+            if number == 1:
+                assert error is None
+            else:  # the last one has to fill holes of what the second left
+                assert isinstance(error, RemoteError) and error.remote_code == "StoreFull"
+        assert box.names() == ["Web01_Web01_0_1.raw"]
 
 
 def test_a_hostile_definition_refuses_its_server_only(tmp_path: Path) -> None:

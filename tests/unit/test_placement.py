@@ -249,3 +249,33 @@ def test_a_store_without_a_place_is_full() -> None:
 
 def test_nothing_asked_for_is_nothing_done() -> None:
     assert plan_placement((group("vg0", 0),), ()) == ()
+
+
+def test_a_sparse_image_needs_room_for_its_data_only() -> None:
+    sparse = Demand(Owner("Web01", "a"), 100, data_bytes=6)
+    assert said(plan_placement((group("store", 8, 1),), (sparse,))) == [("Create", "a", "store", 100)]
+    with pytest.raises(StoreFullError) as caught:
+        plan_placement((group("store", 5, 1),), (sparse,))
+    assert (caught.value.needed_bytes, caught.value.available_bytes) == (6, 5)
+
+
+def test_the_data_of_sparse_images_is_counted_down() -> None:
+    demands = tuple(Demand(Owner("Web01", name), 100, data_bytes=6) for name in "abc")
+    plan_placement((group("store", 18, 1),), demands)
+    with pytest.raises(StoreFullError):
+        plan_placement((group("store", 17, 1),), demands)
+
+
+@pytest.mark.parametrize(("existing", "data", "free"), [(100, 60, 20), (80, 60, 20), (120, 60, 20)])
+def test_the_holes_of_a_recycled_image_need_room_for_the_data_that_will_fill_them(
+    existing: int, data: int, free: int
+) -> None:
+    recycled = Demand(Owner("Web01", "a"), 100, "store", existing, existing - 40, data)
+    plan_placement((group("store", free, 1),), (recycled,))
+    with pytest.raises(StoreFullError):
+        plan_placement((group("store", free - 1, 1),), (recycled,))
+
+
+def test_the_holes_of_a_recycled_image_are_not_counted_where_nobody_knows_what_will_come() -> None:
+    recycled = Demand(Owner("Web01", "a"), 100, "store", 100, 90)
+    assert said(plan_placement((group("store", 0, 1),), (recycled,))) == [("Keep", "a", "store")]
