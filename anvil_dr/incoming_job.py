@@ -76,6 +76,8 @@ class IncomingJob:
             self._conversation.send(JobPlan(self._id, tuple(plans)))
             total = sum(disk.size_bytes for offer in accepted for disk in offer.disks)
             progress = JobProgress(self._id, self._node, tuple(offer.name for offer in accepted), total)
+            before = self._channel.wire_bytes
+            progress.wire_bytes = lambda: self._channel.wire_bytes - before
             done: List[str] = []
             with self._target.running(progress):
                 for offer in accepted:
@@ -180,7 +182,7 @@ class IncomingJob:
         error = "the service failed in a way nobody foresaw; its log says more"
         try:
             with self._conversation.about(offer.name):
-                done = self._receive(receiver, offer, before)
+                done = self._receive(receiver, offer, before, progress)
             error = ""
             self._conversation.send(done)
         except Aborted as aborted:
@@ -210,7 +212,9 @@ class IncomingJob:
             )  # fmt: skip
         return not error
 
-    def _receive(self, receiver: ServerReceiver, offer: ServerOffer, before: int) -> ServerDone:
+    def _receive(
+        self, receiver: ServerReceiver, offer: ServerOffer, before: int, progress: JobProgress
+    ) -> ServerDone:
         compare = receiver.begin()
         self._conversation.send(
             ServerReady(
@@ -220,20 +224,22 @@ class IncomingJob:
         for name in offer.firmware:
             self._firmware(receiver, name)
         for _ in offer.disks:
-            self._disk(receiver, self._conversation.expect(DiskBegin).disk)
+            self._disk(receiver, self._conversation.expect(DiskBegin).disk, progress)
         if self._conversation.expect(ServerEnd).server != offer.name:
             raise ProtocolError(f"a server other than {offer.name!r} was ended")
         received_at, path, made, warnings = receiver.complete()
         wire_bytes = self._channel.wire_bytes - before
         return ServerDone(offer.name, received_at, wire_bytes, receiver.written_bytes, path, made, warnings)
 
-    def _disk(self, receiver: ServerReceiver, name: str) -> None:
+    def _disk(self, receiver: ServerReceiver, name: str, progress: JobProgress) -> None:
         disk = receiver.disk(name, self._target.window)
+        progress.disk = name
         while True:
             kind, content = self._conversation.next()
             if kind is Kind.DISK_END:
                 end = decode(DiskEnd, content)
                 self._conversation.send(receiver.disk_done(end.disk, printable(end.digest)))
+                progress.disk = ""
                 return
             disk.handle(kind, content)
 

@@ -45,7 +45,4 @@ def _ask(channel: Channel) -> Tuple[RunningJob, ...]:
         raise ServiceError(f"it refuses to answer: {decode(Error, content).message}")
     if kind is not Kind.STATUS:
         raise ServiceError(f"it answers with {kind.name}")
-    return tuple(
-        RunningJob(one.id, one.node, one.servers, one.state, one.bytes_done, one.bytes_total)
-        for one in decode(Status, content).jobs
-    )
+    return tuple(RunningJob(**vars(one)) for one in decode(Status, content).jobs)

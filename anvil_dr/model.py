@@ -329,7 +329,13 @@ class RunningJob:
     servers: Tuple[str, ...]
     state: str
     bytes_done: int
+    """Of the disks' bytes, those that are right here: looked at, whether or not they had to be sent."""
     bytes_total: int
+    wire_bytes: int = 0
+    seconds: int = 0
+    """Since it began."""
+    disk: str = ""
+    """Which one is being sent now; empty between two."""
 
 
 @dataclass(frozen=True)

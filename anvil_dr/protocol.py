@@ -307,6 +307,9 @@ class RunningJobReport(Message):
     state: str
     bytes_done: int
     bytes_total: int
+    wire_bytes: int = 0
+    seconds: int = 0
+    disk: str = ""
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,13 @@ class ServerReceiver(SetWriter):
         current = self._current
         return self.finished_bytes + (current.done_bytes if current else 0)
 
+    def close(self) -> None:
+        """Let go of everything that is open; what was written of a disk that did not end counts too. Idempotent."""
+        if self._current is not None:
+            self.written_bytes += self._current.written_bytes
+            self._current = None
+        super().close()
+
     def disk(self, name: str, window: int) -> DiskReceiver:
         """Begin one disk. Raise ProtocolError for one that the job does not have, or that was sent already."""
         offer = next((disk for disk in self._offer.disks if disk.name == name), None)

@@ -139,6 +139,13 @@ def _location(one: Location) -> Line:
 def _job(job: RunningJob) -> Line:
     percent = f"{100 * job.bytes_done // job.bytes_total} %, " if job.bytes_total else ""
     progress = f"{percent}{words.size(job.bytes_done)} of {words.size(job.bytes_total)}"
+    if job.seconds and job.bytes_done:
+        left_seconds = job.seconds * (job.bytes_total - job.bytes_done) / job.bytes_done
+        progress += f", {words.size(job.bytes_done // job.seconds)}/s, about {words.duration(left_seconds)} left"
+    if job.wire_bytes:
+        progress += f", {words.size(job.wire_bytes)} over the wire"
+    if job.disk:
+        progress += f"; now disk {job.disk}"
     servers = words.listed(job.servers)
     return _labelled(words.printable(job.id), words.printable(f"{servers} from {job.node}: {job.state}, {progress}"))
 

@@ -6,6 +6,7 @@ Touches nothing but its own memory; the store, the state and the configuration a
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -34,10 +35,16 @@ class JobProgress:
     finished_bytes: int = 0
     current_bytes: Callable[[], int] = field(default=lambda: 0)
     state: str = "running"
+    wire_bytes: Callable[[], int] = field(default=lambda: 0)
+    disk: str = ""
+    began: float = field(default_factory=time.monotonic)
 
     def snapshot(self) -> RunningJob:
         done = min(self.bytes_total, self.finished_bytes + self.current_bytes())
-        return RunningJob(self.id, self.node, self.servers, self.state, done, self.bytes_total)
+        seconds = int(time.monotonic() - self.began)
+        return RunningJob(
+            self.id, self.node, self.servers, self.state, done, self.bytes_total, self.wire_bytes(), seconds, self.disk
+        )
 
 
 class Target:

@@ -113,13 +113,15 @@ def test_a_job_that_breaks_costs_no_good_set_and_the_next_one_resumes(tmp_path: 
         box.send(web.outgoing())
         good = box.image("Web01_Web01_0_1")
         web.disks["Web01_0"] = noise(64 << 20, 2)
-        for _ in range(3):
+        for number in range(3):
             with pytest.raises(PeerGoneError):
                 box.send(web.outgoing(), break_after_bytes=32 << 20)
             wait_until_idle(target)
             assert box.names() == ["Web01_Web01_0_2.raw", "Web01_Web01_0_incomplete.raw"]
             assert box.image("Web01_Web01_0_2") == good
-            assert target.state.last_jobs()["Web01"].state == "failed"
+            failed = target.state.last_jobs()["Web01"]
+            assert failed.state == "failed"
+            assert failed.wire_bytes > 0 and (number > 0 or failed.written_bytes > 16 << 20)
         resumed = box.send(web.outgoing())
         assert resumed.succeeded
         assert resumed.wire_bytes < (33 << 20), "what had arrived was not sent again"

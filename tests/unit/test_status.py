@@ -422,6 +422,17 @@ def test_a_box_that_has_received_nothing_says_so() -> None:
     assert text(empty).startswith("dr01: ready, but no server has been received yet\n")
 
 
+def test_a_running_job_is_shown_with_what_it_looked_at_what_it_sent_and_how_long_it_will_take() -> None:
+    running = RunningJob(
+        "job-2", "an-a05n02", ("Web01",), "running", 10 * GIB, 40 * GIB, GIB // 4, 20, "Web01_0"
+    )
+    shown = text(replace(WELL, jobs=(running,)))
+    assert "25 %, 10.0 GiB of 40.0 GiB, 512.0 MiB/s, about 1 minute left, 256.0 MiB over the wire" in shown
+    assert "now disk Web01_0" in shown
+    begun = RunningJob("job-2", "an-a05n02", ("Web01",), "running", 0, 40 * GIB, 0, 3)
+    assert "0 %, 0 B of 40.0 GiB" in text(replace(WELL, jobs=(begun,)))
+
+
 def test_times_are_shown_in_the_admins_time_zone() -> None:
     zone = timezone(timedelta(hours=-5))
     assert "3 hours ago (2026-11-20 04:00)" in text(WELL, NOW.astimezone(zone))

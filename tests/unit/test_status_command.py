@@ -306,9 +306,13 @@ def test_the_real_service_tells_which_jobs_it_works_on(tmp_path: Path) -> None:
     dr_box = DrBox(tmp_path)
     with dr_box.running() as target:
         assert inquiry.running_jobs(dr_box.config.socket) == ()
-        with target.running(JobProgress("job-7", "node1", ("Web01", "Db01"), 400, finished_bytes=100)):
+        progress = JobProgress("job-7", "node1", ("Web01", "Db01"), 400, 100, wire_bytes=lambda: 30, disk="Web01_0")
+        progress.began -= 5
+        with target.running(progress):
             (job,) = inquiry.running_jobs(dr_box.config.socket)
     assert (job.id, job.servers, job.bytes_done, job.bytes_total) == ("job-7", ("Web01", "Db01"), 100, 400)
+    assert (job.wire_bytes, job.disk) == (30, "Web01_0")
+    assert job.seconds >= 5
 
 
 def test_a_service_that_refuses_or_says_something_else_is_said_so(tmp_path: Path) -> None:
