@@ -14,7 +14,7 @@ from typing import Dict, Final, Mapping, Optional, Tuple
 
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import SourceError
-from anvil_dr.protocol import MAX_FIRMWARE_BYTES, MAX_FIRMWARE_FILES
+from anvil_dr.wire.protocol import MAX_FIRMWARE_BYTES, MAX_FIRMWARE_FILES
 
 # Where libvirt's QEMU driver puts them if the definition says nothing else (qemu_conf.c, qemu_tpm.c in libvirt).
 NVRAM_FOLDER: Final = "/var/lib/libvirt/qemu/nvram"

@@ -14,9 +14,9 @@ from typing import Any, Callable, Dict, Final, Iterator, Optional, Tuple, Type
 import libvirt  # type: ignore[import-untyped, unused-ignore]
 import libvirt_qemu  # type: ignore[import-untyped, unused-ignore]
 
-from anvil_dr import domain_capabilities
 from anvil_dr.errors import HypervisorError
 from anvil_dr.ports import Domain, DomainCapabilities, DomainState, HostFacts, Network, Platform
+from anvil_dr.preflight import domain_capabilities
 
 log = logging.getLogger(__name__)
 

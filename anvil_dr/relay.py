@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import List, Tuple
 
 from anvil_dr.errors import ProtocolError, ServiceError, UsageError
-from anvil_dr.protocol import FRAME_HEADER, Error, Kind, decode, frame_limit_bytes
+from anvil_dr.wire.protocol import FRAME_HEADER, Error, Kind, decode, frame_limit_bytes
 
 MAGIC = b"RELAY 1 "
 """How a relay begins. A node that talks to the socket directly begins with a frame, whose first byte differs."""

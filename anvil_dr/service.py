@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from anvil_dr import relay
-from anvil_dr.channel import Channel
 from anvil_dr.errors import AnvilDrError, ProtocolError, ServiceError
-from anvil_dr.limits import Limits
-from anvil_dr.pace import Pace
-from anvil_dr.protocol import Error, Kind, frame_header
-from anvil_dr.session import Peer, Session
-from anvil_dr.target import Target
+from anvil_dr.receiving.session import Peer, Session
+from anvil_dr.receiving.target import Target
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.limits import Limits
+from anvil_dr.wire.pace import Pace
+from anvil_dr.wire.protocol import Error, Kind, frame_header
 from anvil_dr.words import printable
 
 log = logging.getLogger(__name__)

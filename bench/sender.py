@@ -9,9 +9,10 @@ import json
 import sys
 from typing import List
 
-from anvil_dr import command, connect, job_file, outgoing
+from anvil_dr import command
 from anvil_dr.cli.progress import Silent
-from anvil_dr.send import JobSender
+from anvil_dr.sending import connect, job_file, outgoing
+from anvil_dr.sending.send import JobSender
 
 
 def main(argv: List[str]) -> int:

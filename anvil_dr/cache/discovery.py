@@ -11,7 +11,7 @@ from typing import Dict, FrozenSet, Iterator, List, Optional, Set, Tuple
 
 import pyudev
 
-from anvil_dr.cache_rules import BlockDevice, Mount
+from anvil_dr.cache.cache_rules import BlockDevice, Mount
 from anvil_dr.errors import CacheDriveError
 
 _SECTOR_BYTES = 512

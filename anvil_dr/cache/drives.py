@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Iterator, Mapping, Optional, Tuple
 
-from anvil_dr import cache_rules
-from anvil_dr.cache import discovery
-from anvil_dr.cache_rules import PROBE_OPTIONS, BlockDevice, StorePlaces
+from anvil_dr.cache import cache_rules, discovery
+from anvil_dr.cache.cache_rules import PROBE_OPTIONS, BlockDevice, StorePlaces
 from anvil_dr.errors import CacheDriveError, CommandError
 from anvil_dr.model import CacheDrive
 from anvil_dr.ports import CommandRunner, Store

@@ -12,19 +12,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Dict, List, Optional, Sequence
 
-from anvil_dr import (
-    activate,
-    activation_json,
-    activation_text,
-    check_record,
-    command,
-    hypervisor,
-    release,
-    words,
-)
+from anvil_dr import command, hypervisor, words
 from anvil_dr import config as configuration
-from anvil_dr.activate import Request
-from anvil_dr.check_result import CheckResult
+from anvil_dr.activation import activate, activation_json, activation_text, check_record, release
+from anvil_dr.activation.activate import Request
+from anvil_dr.activation.check_result import CheckResult
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import (
     activate_boot,
     activate_rehearse,
@@ -36,9 +29,8 @@ from anvil_dr.cli import (
 from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
-from anvil_dr.overlays import Overlays
-from anvil_dr.state import State
-from anvil_dr.target import utc_now
+from anvil_dr.receiving.target import utc_now
+from anvil_dr.records.state import State
 
 PROGRAM = "anvil-activate-dr"
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, Callable, Dict, Final, FrozenSet, Iterator, List, Mapping, Optional, Tuple
 
-from anvil_dr import (
+from anvil_dr import command
+from anvil_dr.activation import (
     activate,
     activation_json,
     activation_text,
@@ -25,29 +26,28 @@ from anvil_dr import (
     boot_record,
     check_record,
     check_result,
-    command,
     life_signs,
     nodes,
-    rehearsal_stage,
     runbook_file,
     survey,
 )
-from anvil_dr.activate import Request
-from anvil_dr.boot_firmware import FirmwarePlaces
-from anvil_dr.boot_plan import BootPlan, Outcome
+from anvil_dr.activation.activate import Request
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.boot_plan import BootPlan, Outcome
+from anvil_dr.activation.footing import Ground
+from anvil_dr.activation.overlays import Overlays
+from anvil_dr.activation.prober import Prober
+from anvil_dr.activation.survey import Survey
 from anvil_dr.cli import activate_view
 from anvil_dr.config import Config
 from anvil_dr.errors import AnvilDrError, StateError
-from anvil_dr.findings import Finding
-from anvil_dr.footing import Ground
-from anvil_dr.host import LocalHost
-from anvil_dr.overlays import Overlays
 from anvil_dr.ports import Hypervisor, Store
-from anvil_dr.prober import Prober
-from anvil_dr.rehearsal_turns import RehearsalTurns
-from anvil_dr.state import State
-from anvil_dr.survey import Survey
-from anvil_dr.target import utc_now
+from anvil_dr.preflight.findings import Finding
+from anvil_dr.preflight.host import LocalHost
+from anvil_dr.receiving.target import utc_now
+from anvil_dr.records.state import State
+from anvil_dr.rehearsal import rehearsal_stage
+from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
 from anvil_dr.words import count, listed, printable
 
 log = logging.getLogger(__name__)

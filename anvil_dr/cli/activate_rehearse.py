@@ -8,18 +8,19 @@ from __future__ import annotations
 import sys
 from typing import Any, Dict, Final, Mapping, Optional, Tuple
 
-from anvil_dr import activate, rehearsal_records, rehearsal_report, rehearsal_stage
-from anvil_dr.activate import Request
+from anvil_dr.activation import activate
+from anvil_dr.activation.activate import Request
 from anvil_dr.cli import activate_boot, activate_view
 from anvil_dr.cli.activate_boot import Box
 from anvil_dr.errors import UsageError
-from anvil_dr.host import LocalHost
 from anvil_dr.ports import Hypervisor
-from anvil_dr.rehearsal_result import IN_WORDS, Rehearsal, RehearsalResult
-from anvil_dr.rehearsal_turns import RehearsalTurns
-from anvil_dr.rehearse import Rehearser
-from anvil_dr.status_text import Line, Tone
-from anvil_dr.target import utc_now
+from anvil_dr.preflight.host import LocalHost
+from anvil_dr.receiving.target import utc_now
+from anvil_dr.rehearsal import rehearsal_records, rehearsal_report, rehearsal_stage
+from anvil_dr.rehearsal.rehearsal_result import IN_WORDS, Rehearsal, RehearsalResult
+from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
+from anvil_dr.rehearsal.rehearse import Rehearser
+from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import count, printable
 
 _TONES: Final[Mapping[str, Tone]] = {"passed": "good", "failed": "bad", "not bootable": "bad"}

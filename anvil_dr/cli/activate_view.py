@@ -16,10 +16,10 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from anvil_dr import activation_text
-from anvil_dr.boot import Phase
-from anvil_dr.boot_plan import BootPlan, PlannedServer
-from anvil_dr.status_text import Line, Tone
+from anvil_dr.activation import activation_text
+from anvil_dr.activation.boot import Phase
+from anvil_dr.activation.boot_plan import BootPlan, PlannedServer
+from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import printable
 
 _STYLES: Final[Dict[Tone, str]] = {"title": "bold", "good": "green", "bad": "bold red", "plain": "", "quiet": "dim"}

@@ -14,15 +14,17 @@ import sys
 import time
 from typing import Any, Dict, Final, Optional, Sequence, Tuple
 
-from anvil_dr import command, connect, give_back, words
+from anvil_dr import command, words
 from anvil_dr import config as configuration
-from anvil_dr.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import activate_boot, add_common_options, run_command, wiring
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import watcher
 from anvil_dr.errors import UsageError
-from anvil_dr.overlays import Overlays
-from anvil_dr.send import JobSender, OutgoingServer, ServerOutcome
+from anvil_dr.failback import give_back
+from anvil_dr.sending import connect
+from anvil_dr.sending.send import JobSender, OutgoingServer, ServerOutcome
 
 PROGRAM = "anvil-dr-export"
 

@@ -10,13 +10,15 @@ import argparse
 import os
 from typing import Dict, Mapping, Optional, Sequence
 
-from anvil_dr import boot_firmware, definition, durable, firmware_files, job_file
-from anvil_dr.channel import Channel
+from anvil_dr import definition, durable, firmware_files
+from anvil_dr.activation import boot_firmware
 from anvil_dr.cli import add_common_options, run_command
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import DefinitionError, HypervisorError, SourceError, StateError, UsageError
-from anvil_dr.limits import Limits
-from anvil_dr.take_back import Home, TakeBack
+from anvil_dr.failback.take_back import Home, TakeBack
+from anvil_dr.sending import job_file
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.limits import Limits
 
 PROGRAM = "anvil-dr-import"
 

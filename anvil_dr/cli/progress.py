@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.text import Text
 
 from anvil_dr import words
-from anvil_dr.protocol import JobPlan
-from anvil_dr.send import Observer, ServerOutcome
+from anvil_dr.sending.send import Observer, ServerOutcome
+from anvil_dr.wire.protocol import JobPlan
 
 EVERY_SECONDS: Final = 5.0
 

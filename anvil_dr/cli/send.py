@@ -10,17 +10,18 @@ import time
 from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
-from anvil_dr import command, config, connect, job_file, outgoing
+from anvil_dr import command, config
 from anvil_dr.cli import add_common_options, run_command
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
 from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
-from anvil_dr.keep_off import Keeper
-from anvil_dr.outgoing import Prepared
-from anvil_dr.outgoing_domain import DomainReader
 from anvil_dr.ports import SourceHypervisor
-from anvil_dr.send import JobSender, ServerOutcome
+from anvil_dr.sending import connect, job_file, outgoing
+from anvil_dr.sending.keep_off import Keeper
+from anvil_dr.sending.outgoing import Prepared
+from anvil_dr.sending.outgoing_domain import DomainReader
+from anvil_dr.sending.send import JobSender, ServerOutcome
 
 PROGRAM = "anvil-dr-send"
 

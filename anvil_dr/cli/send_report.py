@@ -7,8 +7,8 @@ from typing import Dict, Final, Iterator, List, Mapping, Optional, Tuple
 
 from anvil_dr import words
 from anvil_dr.errors import AnvilDrError, RemoteError
-from anvil_dr.protocol import JobPlan
-from anvil_dr.send import Observer, OutgoingServer, ServerOutcome
+from anvil_dr.sending.send import Observer, OutgoingServer, ServerOutcome
+from anvil_dr.wire.protocol import JobPlan
 
 _AGAIN: Final = "run the same command again; what has arrived is not sent again"
 

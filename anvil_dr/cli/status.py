@@ -16,13 +16,15 @@ from typing import Dict, List, Optional, Sequence, Tuple
 from rich.console import Console
 from rich.text import Text
 
-from anvil_dr import cached_sets, inquiry, status, status_text, words
 from anvil_dr import config as configuration
+from anvil_dr import words
+from anvil_dr.caching import cached_sets
 from anvil_dr.cli import add_common_options, run_command, wiring
 from anvil_dr.errors import StateError
 from anvil_dr.model import CacheDrive
-from anvil_dr.observation import observe
-from anvil_dr.state import State
+from anvil_dr.records.state import State
+from anvil_dr.status import inquiry, status, status_text
+from anvil_dr.status.observation import observe
 
 PROGRAM = "anvil-dr-status"
 

@@ -14,11 +14,12 @@ import sys
 from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence
 
-from anvil_dr import config, definition_files, recover, service, words
+from anvil_dr import config, definition_files, service, words
 from anvil_dr.cli import add_common_options, run_command, target_aftercare, wiring
 from anvil_dr.config import Config
 from anvil_dr.errors import ServiceError, UsageError
-from anvil_dr.target import Target
+from anvil_dr.receiving import recover
+from anvil_dr.receiving.target import Target
 
 PROGRAM = "anvil-dr-target"
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Iterator
 
-from anvil_dr import command, durable, runbook_file
-from anvil_dr.aftercare import Aftercare
+from anvil_dr import command, durable
+from anvil_dr.activation import runbook_file
 from anvil_dr.errors import CacheDriveError
-from anvil_dr.target import Target
+from anvil_dr.receiving.aftercare import Aftercare
+from anvil_dr.receiving.target import Target
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from anvil_dr import config as configuration
-from anvil_dr import naming, verify, words
+from anvil_dr import naming, words
 from anvil_dr.cli import add_common_options, run_command, wiring
 from anvil_dr.errors import UsageError
 from anvil_dr.model import ImageSet
-from anvil_dr.pace import Pace
+from anvil_dr.receiving import verify
+from anvil_dr.receiving.verify import Check, Verdict
 from anvil_dr.stores import openers
-from anvil_dr.verify import Check, Verdict
+from anvil_dr.wire.pace import Pace
 
 PROGRAM = "anvil-dr-verify"
 

@@ -7,17 +7,18 @@ import os
 from contextlib import contextmanager
 from typing import Iterator, Optional, Tuple
 
-from anvil_dr import cached_copy, command, definition_files
+from anvil_dr import command, definition_files
 from anvil_dr.cache.drives import RealCacheDrives, store_places
 from anvil_dr.cache.watch import DriveWatch
+from anvil_dr.caching import cached_copy
 from anvil_dr.config import Config
 from anvil_dr.errors import AnvilDrError, CacheDriveError, DefinitionError, StoreError
 from anvil_dr.model import Owner
 from anvil_dr.ports import OwnerSource, Store
-from anvil_dr.state import State
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
 from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.stores.lvm import LvmStore
-from anvil_dr.target import Target
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,13 @@ from typing import Any, Dict, Final, List
 
 from lxml import etree
 
-from anvil_dr import inquiry, naming
+from anvil_dr import naming
 from anvil_dr.demo import server as demo_server
 from anvil_dr.demo.server import DemoServer, Markers
 from anvil_dr.demo.stage import Stage, programs_folder
 from anvil_dr.errors import ServiceError, SourceError, StoreError
 from anvil_dr.model import Owner
+from anvil_dr.status import inquiry
 from anvil_dr.words import size
 
 SERVER: Final = "Web01"

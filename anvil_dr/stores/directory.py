@@ -13,11 +13,11 @@ import stat
 from contextlib import contextmanager
 from typing import Dict, Final, Iterator, List, Literal, Optional, Tuple
 
-from anvil_dr import durable, naming, qemu_lock
+from anvil_dr import durable, naming
 from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
 from anvil_dr.model import INCOMPLETE, Location, Owner, Sequence, StoredImage
 from anvil_dr.ports import OwnerSource
-from anvil_dr.stores import openers
+from anvil_dr.stores import openers, qemu_lock
 from anvil_dr.stores.open_image import FileImage
 
 log = logging.getLogger(__name__)

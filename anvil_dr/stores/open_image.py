@@ -14,7 +14,7 @@ from typing import Final, Iterator, Tuple
 
 from anvil_dr import durable
 from anvil_dr.errors import ImageIOError
-from anvil_dr.page_cache import GiveUp
+from anvil_dr.stores.page_cache import GiveUp
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

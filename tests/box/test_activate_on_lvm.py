@@ -9,7 +9,8 @@ from typing import Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr import boot, command
+from anvil_dr import command
+from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.model import Owner

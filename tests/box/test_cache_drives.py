@@ -11,8 +11,8 @@ from typing import Dict, Iterator
 import pytest
 
 from anvil_dr import command
+from anvil_dr.cache.cache_rules import usable
 from anvil_dr.cache.drives import RealCacheDrives, store_places
-from anvil_dr.cache_rules import usable
 from anvil_dr.errors import CacheDriveError, StoreError
 from anvil_dr.model import CacheDrive, Owner
 from anvil_dr.stores.directory import DirectoryStore

@@ -13,11 +13,12 @@ from typing import Dict, Iterator, List, Optional
 
 import pytest
 
-from anvil_dr import cached_copy, command
+from anvil_dr import command
 from anvil_dr.cache.watch import DriveWatch
+from anvil_dr.caching import cached_copy
 from anvil_dr.cli import wiring
 from anvil_dr.errors import AnvilDrError
-from anvil_dr.target import Target
+from anvil_dr.receiving.target import Target
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 pytestmark = pytest.mark.in_guest(drives=("200M", "128M"), memory="768M")

@@ -10,7 +10,7 @@ import pytest
 
 from anvil_dr import command
 from anvil_dr.errors import ImageIOError, StoreError
-from anvil_dr.source import open_source
+from anvil_dr.sending.source import open_source
 from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.stores.open_image import BlockImage, FileImage, block_size_bytes
 from tests.contract.labs import DirectoryLab

@@ -11,9 +11,9 @@ from typing import Callable, ContextManager, Dict, Iterator
 import pytest
 
 from anvil_dr import command, naming
+from anvil_dr.cycling.placement import plan_placement
 from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
 from anvil_dr.model import INCOMPLETE, Create, Demand, Keep, Owner, Replace, Sequence, StoredImage
-from anvil_dr.placement import plan_placement
 from anvil_dr.stores.lvm import LvmStore
 from tests.contract.labs import MAIL, WEB, LvmLab, held_open
 from tests.contract.test_stores import *  # noqa: F403  each test of the contract is one of this module too

@@ -16,7 +16,7 @@ import pytest
 
 from anvil_dr import config
 from anvil_dr.errors import AnvilDrError, ServiceError
-from anvil_dr.inquiry import running_jobs
+from anvil_dr.status.inquiry import running_jobs
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 pytestmark = pytest.mark.in_guest(drives=("600M",), systemd=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from anvil_dr import cache_rules
+from anvil_dr.cache import cache_rules
 from anvil_dr.errors import CacheDriveError
 from anvil_dr.model import CacheDrive, Location
 from anvil_dr.ports import OwnerSource, Store

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
 
-from anvil_dr import cached_copy, config, service, source
-from anvil_dr.channel import Channel
+from anvil_dr import config, service
+from anvil_dr.caching import cached_copy
 from anvil_dr.cli import wiring
-from anvil_dr.limits import Limits
 from anvil_dr.ports import CacheDrives, Store
-from anvil_dr.protocol import JobPlan
-from anvil_dr.recover import recover
-from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
-from anvil_dr.state import State
-from anvil_dr.target import Target
+from anvil_dr.receiving.recover import recover
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
+from anvil_dr.sending import source
+from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.limits import Limits
+from anvil_dr.wire.protocol import JobPlan
 
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>

@@ -8,7 +8,7 @@ from typing import Mapping, Optional, Sequence, Tuple
 
 from anvil_dr import firmware, naming
 from anvil_dr.model import ImageRecord, Owner, SetRecord
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from anvil_dr.stores.directory import DirectoryStore
 
 

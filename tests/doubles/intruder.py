@@ -11,11 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Mapping, Optional, Sequence, Tuple, Type
 
-from anvil_dr import bulk, digest, relay
-from anvil_dr.channel import Channel, frame_buffer
-from anvil_dr.digest import ImageDigest, segment_count
+from anvil_dr import relay
 from anvil_dr.errors import PeerGoneError, ProtocolError
-from anvil_dr.protocol import (
+from anvil_dr.wire import bulk, digest
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.digest import ImageDigest, segment_count
+from anvil_dr.wire.protocol import (
     FRAME_HEADER,
     DiskBegin,
     DiskEnd,

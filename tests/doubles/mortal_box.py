@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr import config, durable
-from anvil_dr.channel import Channel
 from anvil_dr.cli import wiring
-from anvil_dr.database import Database
 from anvil_dr.errors import AnvilDrError, ImageIOError
-from anvil_dr.limits import Limits
 from anvil_dr.model import Location, StoredImage
 from anvil_dr.ports import OwnerSource, Store
-from anvil_dr.recover import recover
-from anvil_dr.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer
-from anvil_dr.session import Peer, Session
-from anvil_dr.state import State
+from anvil_dr.receiving.recover import recover
+from anvil_dr.receiving.session import Peer, Session
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.database import Database
+from anvil_dr.records.state import State
+from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer
 from anvil_dr.stores.directory import DirectoryStore
-from anvil_dr.target import Target
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.limits import Limits
 from tests.doubles.dr_box import DOMAIN, Quiet
 from tests.doubles.memory_store import Fate, FatefulStore, MemoryStore
 from tests.doubles.provenance import Push

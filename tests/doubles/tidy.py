@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Iterator, List, Mapping
 
-from anvil_dr import digest, sets
+from anvil_dr.cycling import sets
 from anvil_dr.model import ImageSet
-from anvil_dr.state import State
+from anvil_dr.records.state import State
+from anvil_dr.wire import digest
 from tests.doubles.mortal_box import MortalBox
 from tests.doubles.provenance import Checker
 

@@ -9,15 +9,15 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import zstandard
 
-from anvil_dr.bulk import RAW, ZSTD
-from anvil_dr.channel import Channel, frame_buffer
-from anvil_dr.compression import Buffer, Compressor
-from anvil_dr.digest import Digester
 from anvil_dr.model import Owner
-from anvil_dr.protocol import Kind
-from anvil_dr.receive_disk import DiskReceiver
-from anvil_dr.recycled import Recycled
-from anvil_dr.send_disk import DiskSender
+from anvil_dr.receiving.receive_disk import DiskReceiver
+from anvil_dr.receiving.recycled import Recycled
+from anvil_dr.sending.send_disk import DiskSender
+from anvil_dr.wire.bulk import RAW, ZSTD
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.compression import Buffer, Compressor
+from anvil_dr.wire.digest import Digester
+from anvil_dr.wire.protocol import Kind
 
 
 class Bytes:

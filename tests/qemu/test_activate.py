@@ -9,7 +9,7 @@ from typing import Callable, Tuple
 
 import pytest
 
-from anvil_dr import boot
+from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.definition import DiskTarget, make_dr_definition
 from anvil_dr.demo import server as demo_server

@@ -7,17 +7,19 @@ from typing import Callable
 
 import pytest
 
-from anvil_dr import boot, command, give_back
+from anvil_dr import command
 from anvil_dr import config as configuration
-from anvil_dr.boot_firmware import FirmwarePlaces
-from anvil_dr.channel import Channel
+from anvil_dr.activation import boot
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import activate, wiring
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, Report, definition
+from anvil_dr.failback import give_back
 from anvil_dr.hypervisor import LibvirtHypervisor
-from anvil_dr.overlays import Overlays
-from anvil_dr.send import JobOutcome, JobSender
-from anvil_dr.state import State
+from anvil_dr.records.state import State
+from anvil_dr.sending.send import JobOutcome, JobSender
+from anvil_dr.wire.channel import Channel
 from tests.doubles.dr_box import Quiet
 from tests.doubles.filled_box import FilledBox
 

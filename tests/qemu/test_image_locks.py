@@ -11,10 +11,10 @@ from typing import Iterator
 
 import pytest
 
-from anvil_dr import qemu_lock
 from anvil_dr.errors import ImageInUseError, SourceError
 from anvil_dr.model import Owner, StoredImage
-from anvil_dr.source import open_source
+from anvil_dr.sending.source import open_source
+from anvil_dr.stores import qemu_lock
 from anvil_dr.stores.directory import DirectoryStore
 
 QEMU = "qemu-system-x86_64"

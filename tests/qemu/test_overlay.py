@@ -8,7 +8,7 @@ from typing import Callable, List, Tuple
 
 import pytest
 
-from anvil_dr import boot
+from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, Report, definition

@@ -12,7 +12,8 @@ from typing import Callable, Dict, List, Tuple
 
 import pytest
 
-from anvil_dr import boot, command
+from anvil_dr import command
+from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.demo import server as demo_server
 from anvil_dr.demo.private_libvirt import PrivateLibvirt

@@ -11,7 +11,7 @@ from typing import Iterator
 
 import pytest
 
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from tests.doubles.ssh_box import ROOT, SshBox, write_job
 
 # anvil-dr-export, whose ssh also gets a configuration: only that of the account's own home would be read.

@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator
 
 import pytest
 
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from tests.doubles.ssh_box import SshBox, children_of, kill_child, wait_for, write_job
 
 

@@ -12,12 +12,12 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import libvirt
 import pytest
 
-from anvil_dr import boot
+from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from tests.doubles.filled_box import FilledBox
 
 URI = "test:///default"

@@ -9,13 +9,13 @@ from typing import List
 
 import pytest
 
-from anvil_dr import check_record
-from anvil_dr.aftercare import Aftercare
-from anvil_dr.boot_plan import BootPlan, Draft, PlannedServer
-from anvil_dr.check_result import CheckResult, of_plan
+from anvil_dr.activation import check_record
+from anvil_dr.activation.boot_plan import BootPlan, Draft, PlannedServer
+from anvil_dr.activation.check_result import CheckResult, of_plan
 from anvil_dr.errors import CommandError
-from anvil_dr.findings import problem, warning
 from anvil_dr.ports import HostFacts
+from anvil_dr.preflight.findings import problem, warning
+from anvil_dr.receiving.aftercare import Aftercare
 
 AT = "2026-11-20T01:02:03+00:00"
 PATIENCE_SECONDS = 30.0

@@ -10,11 +10,11 @@ from typing import Iterator, List, Union
 
 import pytest
 
-from anvil_dr.ahead import Ahead, Ended
-from anvil_dr.channel import Channel
 from anvil_dr.errors import AnvilDrError, ImageIOError
-from anvil_dr.frames_ahead import FramesAhead
-from anvil_dr.send import OutgoingDisk
+from anvil_dr.sending.send import OutgoingDisk
+from anvil_dr.wire.ahead import Ahead, Ended
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.frames_ahead import FramesAhead
 from tests.doubles.dr_box import DrBox, Node
 
 Delivered = Union[int, AnvilDrError, Ended]

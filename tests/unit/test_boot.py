@@ -8,12 +8,12 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import pytest
 
-from anvil_dr.boot import WATCH_SECONDS, Footing, Phase, execute
-from anvil_dr.boot_plan import BootPlan, Draft, Outcome, PlannedServer
+from anvil_dr.activation.boot import WATCH_SECONDS, Footing, Phase, execute
+from anvil_dr.activation.boot_plan import BootPlan, Draft, Outcome, PlannedServer
 from anvil_dr.errors import AnvilDrError, StateError
-from anvil_dr.findings import problem
 from anvil_dr.model import ImageSet
 from anvil_dr.ports import DomainState
+from anvil_dr.preflight.findings import problem
 from tests.doubles.hypervisor import FakeHypervisor
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anvil_dr import firmware
-from anvil_dr.boot_firmware import FirmwarePlaces, put_in_place, take_back
+from anvil_dr.activation.boot_firmware import FirmwarePlaces, put_in_place, take_back
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.model import SetRecord
 

@@ -6,12 +6,12 @@ from typing import List, Optional, Tuple
 
 import pytest
 
-from anvil_dr.boot_images import bind, choose_set
-from anvil_dr.boot_xml import with_disk_paths
+from anvil_dr.activation.boot_images import bind, choose_set
+from anvil_dr.activation.boot_xml import with_disk_paths
 from anvil_dr.definition import DiskRequirement
-from anvil_dr.findings import Finding
 from anvil_dr.model import INCOMPLETE, Activation, ImageSet, Owner, Sequence, SetRecord, StoredImage
 from anvil_dr.naming import image_name
+from anvil_dr.preflight.findings import Finding
 
 
 def path_of(owner: Owner, sequence: Sequence) -> str:

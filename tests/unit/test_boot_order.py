@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil_dr.boot_order import order
+from anvil_dr.activation.boot_order import order
 from anvil_dr.errors import ConfigError
 
 

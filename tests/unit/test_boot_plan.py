@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Dict, FrozenSet, Optional, Tuple
 
-from anvil_dr.boot_plan import BootPlan, Draft, make
-from anvil_dr.findings import Finding, problem
+from anvil_dr.activation.boot_plan import BootPlan, Draft, make
 from anvil_dr.ports import HostFacts
+from anvil_dr.preflight.findings import Finding, problem
 from tests.doubles.hypervisor import GIB
 
 

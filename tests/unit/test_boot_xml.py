@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lxml import etree
 
-from anvil_dr.boot_xml import OverlayPaths, with_memory, with_nvram, with_overlays
+from anvil_dr.activation.boot_xml import OverlayPaths, with_memory, with_nvram, with_overlays
 from anvil_dr.definition import requirements
 from anvil_dr.errors import UsageError
 

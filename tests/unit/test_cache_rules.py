@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil_dr.cache_plan import CacheDemand, place, plan_cache, space_bytes
-from anvil_dr.cache_rules import BlockDevice, Mount, StorePlaces, ranked, refusal, twins, usable_mount
+from anvil_dr.cache.cache_rules import BlockDevice, Mount, StorePlaces, ranked, refusal, twins, usable_mount
+from anvil_dr.caching.cache_plan import CacheDemand, place, plan_cache, space_bytes
 from anvil_dr.model import CacheDrive, Owner
 
 GIB = 1 << 30

@@ -10,10 +10,10 @@ from typing import Dict, List, Optional
 
 import pytest
 
-from anvil_dr import cached_copy, cached_sets
+from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.errors import AnvilDrError, PeerGoneError
 from anvil_dr.model import INCOMPLETE
-from anvil_dr.target import Target
+from anvil_dr.receiving.target import Target
 from tests.doubles.cache_drives import FolderDrives
 from tests.doubles.dr_box import DrBox, Node, Quiet
 

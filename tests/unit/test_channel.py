@@ -9,10 +9,10 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.errors import PeerGoneError, PeerTimeoutError, ProtocolError
-from anvil_dr.pace import Pace
-from anvil_dr.protocol import FRAME_HEADER, Kind
+from anvil_dr.wire.channel import Channel, KeepAlive, frame_buffer
+from anvil_dr.wire.pace import Pace
+from anvil_dr.wire.protocol import FRAME_HEADER, Kind
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import List
 
 import pytest
 
-from anvil_dr.bulk import RAW, ZSTD
-from anvil_dr.compression import Compressor, Decompressor
+from anvil_dr.wire.bulk import RAW, ZSTD
+from anvil_dr.wire.compression import Compressor, Decompressor
 
 MIB = 1 << 20
 RANDOM = random.Random(0).randbytes(MIB)

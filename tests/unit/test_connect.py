@@ -11,8 +11,8 @@ from typing import List, Optional, Tuple
 import pytest
 
 from anvil_dr import command
-from anvil_dr.channel import Channel, frame_buffer
-from anvil_dr.connect import (
+from anvil_dr.errors import CommandError, PeerGoneError, ServiceError, UsageError
+from anvil_dr.sending.connect import (
     Destination,
     SshDestination,
     UnixDestination,
@@ -20,8 +20,8 @@ from anvil_dr.connect import (
     parse_destination,
     ssh_command,
 )
-from anvil_dr.errors import CommandError, PeerGoneError, ServiceError, UsageError
-from anvil_dr.protocol import Kind
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.protocol import Kind
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import List
 
 import pytest
 
-from anvil_dr import naming, qemu_lock
+from anvil_dr import naming
 from anvil_dr.errors import ImageInUseError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
+from anvil_dr.stores import qemu_lock
 from anvil_dr.stores.directory import DirectoryStore
 
 WEB = Owner("Web01", "Web01_0")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from anvil_dr.host import LocalHost
+from anvil_dr.preflight.host import LocalHost
 
 
 def write(path: Path, text: str) -> None:

@@ -17,11 +17,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anvil_dr import bulk, digest, inquiry
-from anvil_dr.channel import KeepAlive
-from anvil_dr.digest import BLOCK_BYTES, SEGMENT_BYTES
-from anvil_dr.limits import Limits
-from anvil_dr.protocol import (
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
+from anvil_dr.status import inquiry
+from anvil_dr.stores.directory import DirectoryStore
+from anvil_dr.wire import bulk, digest
+from anvil_dr.wire.channel import KeepAlive
+from anvil_dr.wire.digest import BLOCK_BYTES, SEGMENT_BYTES
+from anvil_dr.wire.limits import Limits
+from anvil_dr.wire.protocol import (
     DiskBegin,
     DiskEnd,
     DiskOffer,
@@ -37,9 +41,6 @@ from anvil_dr.protocol import (
     ServerEnd,
     ServerOffer,
 )
-from anvil_dr.state import State
-from anvil_dr.stores.directory import DirectoryStore
-from anvil_dr.target import Target
 from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.intruder import DIGESTER, Intruder, offer, state_of, zero_digest
 

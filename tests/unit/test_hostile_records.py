@@ -12,15 +12,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anvil_dr import bulk, digest
-from anvil_dr.bulk import FULL_BLOCK, RAW, ZSTD
-from anvil_dr.channel import Channel
-from anvil_dr.digest import BLOCK_BYTES, SEGMENT_BYTES, ImageDigest, block_count, segment_count
 from anvil_dr.errors import AnvilDrError, DigestMismatchError, ProtocolError
 from anvil_dr.model import Owner
-from anvil_dr.protocol import Kind
-from anvil_dr.receive_disk import DiskReceiver
-from anvil_dr.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.receiving.receive_disk import DiskReceiver
+from anvil_dr.receiving.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.wire import bulk, digest
+from anvil_dr.wire.bulk import FULL_BLOCK, RAW, ZSTD
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.digest import BLOCK_BYTES, SEGMENT_BYTES, ImageDigest, block_count, segment_count
+from anvil_dr.wire.protocol import Kind
 from tests.doubles.wire import Bytes
 
 DIGESTER = digest.digester(digest.available()[0])

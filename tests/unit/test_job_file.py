@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anvil_dr.errors import ConfigError
-from anvil_dr.job_file import DiskEntry, JobFile, ServerEntry, load, parse
+from anvil_dr.sending.job_file import DiskEntry, JobFile, ServerEntry, load, parse
 
 GOOD = """\
 name: nightly

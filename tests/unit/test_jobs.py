@@ -17,11 +17,11 @@ import pytest
 
 from anvil_dr.errors import AnvilDrError, ImageIOError, PeerGoneError, RemoteError
 from anvil_dr.model import INCOMPLETE, Location
-from anvil_dr.outgoing import outgoing_disk
-from anvil_dr.send import OutgoingDisk, OutgoingServer
-from anvil_dr.state import State
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
+from anvil_dr.sending.outgoing import outgoing_disk
+from anvil_dr.sending.send import OutgoingDisk, OutgoingServer
 from anvil_dr.stores.directory import DirectoryStore
-from anvil_dr.target import Target
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from anvil_dr.definition import TpmRequirement
 from anvil_dr.errors import HypervisorError, SourceChangedError, SourceError
-from anvil_dr.keep_off import Keeper
 from anvil_dr.ports import DomainState
+from anvil_dr.sending.keep_off import Keeper
 from tests.doubles.machine import Machine
 
 

@@ -8,11 +8,11 @@ from typing import FrozenSet, Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr import life_signs, nodes
+from anvil_dr.activation import life_signs, nodes
+from anvil_dr.activation.life_signs import Node
+from anvil_dr.activation.prober import Prober
 from anvil_dr.errors import CommandError
-from anvil_dr.life_signs import Node
 from anvil_dr.ports import Completed
-from anvil_dr.prober import Prober
 
 AT = "2026-11-20T01:02:03+00:00"
 FIRST, SECOND = Node("an-a05n01", "10.201.10.1", AT), Node("an-a05n02", "10.201.10.2", AT)

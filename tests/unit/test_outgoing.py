@@ -8,14 +8,14 @@ from typing import Optional, Sequence
 
 import pytest
 
-from anvil_dr import qemu_lock
 from anvil_dr.errors import DefinitionError, SourceChangedError, SourceError, UsageError
 from anvil_dr.firmware_files import FirmwareFiles
-from anvil_dr.job_file import parse
-from anvil_dr.keep_off import Keeper
-from anvil_dr.outgoing import Prepared, from_job_file
-from anvil_dr.outgoing_domain import DomainReader
-from anvil_dr.send import OutgoingServer
+from anvil_dr.sending.job_file import parse
+from anvil_dr.sending.keep_off import Keeper
+from anvil_dr.sending.outgoing import Prepared, from_job_file
+from anvil_dr.sending.outgoing_domain import DomainReader
+from anvil_dr.sending.send import OutgoingServer
+from anvil_dr.stores import qemu_lock
 from tests.doubles.machine import Machine
 
 UUID = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anvil_dr.errors import ImageIOError
-from anvil_dr.page_cache import KEPT_STRETCHES, STRETCH_BYTES, WRITING_STRETCHES, GiveUp
 from anvil_dr.stores.open_image import FileImage
+from anvil_dr.stores.page_cache import KEPT_STRETCHES, STRETCH_BYTES, WRITING_STRETCHES, GiveUp
 
 MIB = 1 << 20
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from anvil_dr.cycling.placement import plan_placement
 from anvil_dr.errors import StoreFullError
 from anvil_dr.model import Allocation, Create, Demand, Keep, Location, Owner, Replace, Resize
-from anvil_dr.placement import plan_placement
 
 EXTENT = 4
 

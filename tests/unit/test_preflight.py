@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from anvil_dr.boot_subject import Answers, HostView, Subject
 from anvil_dr.definition import requirements
-from anvil_dr.findings import Finding
 from anvil_dr.ports import Domain, HostFacts, PathFacts
-from anvil_dr.preflight import check, own_domain
-from anvil_dr.preflight_machine import nearest_machine
+from anvil_dr.preflight.boot_subject import Answers, HostView, Subject
+from anvil_dr.preflight.findings import Finding
+from anvil_dr.preflight.preflight import check, own_domain
+from anvil_dr.preflight.preflight_machine import nearest_machine
 from tests.doubles.hypervisor import CAPABLE, GIB
 
 PATH = "/dev/anvil-dr/Web01_d_1"

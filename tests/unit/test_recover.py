@@ -10,10 +10,10 @@ from typing import List, Optional, Tuple
 
 import pytest
 
-from anvil_dr import recover
 from anvil_dr.cli import target as command
 from anvil_dr.model import INCOMPLETE, Owner
-from anvil_dr.send import JobOutcome
+from anvil_dr.receiving import recover
+from anvil_dr.sending.send import JobOutcome
 from tests.doubles.memory_store import Died, Fate
 from tests.doubles.mortal_box import DirectoryWorld, MemoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push

@@ -12,7 +12,7 @@ from typing import Iterator, List
 import pytest
 
 from anvil_dr.errors import HypervisorError
-from anvil_dr.rehearsal_turns import RehearsalTurns
+from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 30.0
@@ -90,7 +90,7 @@ def test_one_that_does_not_give_way_is_an_error_that_says_what_to_do(turns: Rehe
 
 def test_one_that_was_killed_holds_nothing(turns: RehearsalTurns, tmp_path: Path) -> None:
     program = (
-        "import sys, time; from anvil_dr.rehearsal_turns import RehearsalTurns\n"
+        "import sys, time; from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns\n"
         "with RehearsalTurns(sys.argv[1]).hold('Web01'): print('held', flush=True); time.sleep(600)"
     )
     argv = [sys.executable, "-c", program, str(tmp_path)]

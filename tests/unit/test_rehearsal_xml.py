@@ -7,7 +7,7 @@ from typing import List
 import pytest
 from lxml import etree
 
-from anvil_dr.rehearsal_xml import isolated, with_own_nvram, without_networks
+from anvil_dr.rehearsal.rehearsal_xml import isolated, with_own_nvram, without_networks
 
 TEXT = """<domain type='kvm'>
   <name>Web01</name>

@@ -12,20 +12,20 @@ from typing import Dict, List, Optional, Tuple
 import pytest
 from lxml import etree
 
-from anvil_dr import rehearsal_records, rehearsal_report
-from anvil_dr.boot_firmware import FirmwarePlaces
-from anvil_dr.boot_plan import BootPlan, Draft, PlannedServer
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.boot_plan import BootPlan, Draft, PlannedServer
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.config import SignOfLife
 from anvil_dr.definition import requirements
 from anvil_dr.errors import CommandError
-from anvil_dr.findings import problem, warning
 from anvil_dr.model import ImageSet, Owner, SetRecord, StoredImage
-from anvil_dr.overlays import Overlays
-from anvil_dr.picture import as_png
 from anvil_dr.ports import Completed, Domain, DomainState
-from anvil_dr.rehearsal_result import Rehearsal, RehearsalResult
-from anvil_dr.rehearsal_turns import RehearsalTurns
-from anvil_dr.rehearse import Rehearser
+from anvil_dr.preflight.findings import problem, warning
+from anvil_dr.rehearsal import rehearsal_records, rehearsal_report
+from anvil_dr.rehearsal.picture import as_png
+from anvil_dr.rehearsal.rehearsal_result import Rehearsal, RehearsalResult
+from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
+from anvil_dr.rehearsal.rehearse import Rehearser
 from tests.doubles.hypervisor import FakeHypervisor
 
 AT = "2026-11-20T01:02:03+00:00"

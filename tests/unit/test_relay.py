@@ -16,11 +16,11 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 import pytest
 
 from anvil_dr import relay
-from anvil_dr.channel import Channel, frame_buffer
 from anvil_dr.errors import AnvilDrError, ProtocolError, RemoteError, ServiceError, UsageError
-from anvil_dr.protocol import Error, Hello, Kind, Message, decode
 from anvil_dr.relay import Introduction
-from anvil_dr.send import JobOutcome, JobSender, OutgoingServer
+from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingServer
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.protocol import Error, Hello, Kind, Message, decode
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 RECEIVE = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-receive"

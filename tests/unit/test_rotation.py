@@ -13,6 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anvil_dr.cycling.rotation import (
+    bind,
+    leaves_no_complete_set,
+    outcome,
+    plan_end,
+    plan_overwrite,
+    plan_start,
+    remaining,
+)
 from anvil_dr.model import (
     INCOMPLETE,
     JournalStep,
@@ -24,7 +33,6 @@ from anvil_dr.model import (
     Step,
     StoredImage,
 )
-from anvil_dr.rotation import bind, leaves_no_complete_set, outcome, plan_end, plan_overwrite, plan_start, remaining
 
 SERVER = "Web01"
 Name = Tuple[str, Sequence]

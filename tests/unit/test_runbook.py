@@ -9,13 +9,13 @@ from typing import List
 import pytest
 
 from anvil_dr import config as configuration
-from anvil_dr import life_signs, nodes, runbook_file
-from anvil_dr.boot_firmware import FirmwarePlaces
+from anvil_dr.activation import life_signs, nodes, runbook_file
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.runbook import Kept, Runbook
+from anvil_dr.activation.survey import survey
 from anvil_dr.cli import wiring
 from anvil_dr.demo.server import DemoServer, definition
-from anvil_dr.runbook import Kept, Runbook
-from anvil_dr.state import State
-from anvil_dr.survey import survey
+from anvil_dr.records.state import State
 from tests.doubles.filled_box import FilledBox
 
 ORDER = "{servers: {Web01: {start_after: Db01, start_delay: 30, addresses: [10.255.4.10]}}}"

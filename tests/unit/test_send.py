@@ -13,10 +13,11 @@ from typing import Callable, Dict, Iterator, List, Mapping
 
 import pytest
 
-from anvil_dr import digest
-from anvil_dr.channel import Channel, frame_buffer
 from anvil_dr.errors import PeerGoneError, RemoteError, SourceError
-from anvil_dr.protocol import (
+from anvil_dr.sending.send import JobSender, OutgoingServer
+from anvil_dr.wire import digest
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.protocol import (
     DiskReady,
     Error,
     Job,
@@ -28,7 +29,6 @@ from anvil_dr.protocol import (
     Welcome,
     decode,
 )
-from anvil_dr.send import JobSender, OutgoingServer
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 

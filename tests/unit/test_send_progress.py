@@ -17,8 +17,8 @@ from anvil_dr.errors import (
     RemoteError,
     SourceError,
 )
-from anvil_dr.protocol import JobPlan, Refusal, ServerDone, ServerPlan
-from anvil_dr.send import Observer, ServerOutcome
+from anvil_dr.sending.send import Observer, ServerOutcome
+from anvil_dr.wire.protocol import JobPlan, Refusal, ServerDone, ServerPlan
 from tests.doubles.hypervisor import Clock
 
 MIB = 1 << 20

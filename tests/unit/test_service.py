@@ -15,12 +15,13 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr import inquiry, service
-from anvil_dr.limits import Limits
-from anvil_dr.pace import Pace
-from anvil_dr.protocol import Kind
-from anvil_dr.state import State
-from anvil_dr.target import JobProgress, Target
+from anvil_dr import service
+from anvil_dr.receiving.target import JobProgress, Target
+from anvil_dr.records.state import State
+from anvil_dr.status import inquiry
+from anvil_dr.wire.limits import Limits
+from anvil_dr.wire.pace import Pace
+from anvil_dr.wire.protocol import Kind
 from tests.doubles.dr_box import DrBox
 from tests.doubles.intruder import Intruder, offer
 

@@ -7,7 +7,7 @@ from typing import List, Sequence, Tuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil_dr import sets
+from anvil_dr.cycling import sets
 from anvil_dr.model import (
     INCOMPLETE,
     ImageRecord,

@@ -9,9 +9,9 @@ from typing import Callable
 
 import pytest
 
-from anvil_dr import qemu_lock
 from anvil_dr.errors import ImageIOError, SourceError
-from anvil_dr.source import open_source
+from anvil_dr.sending.source import open_source
+from anvil_dr.stores import qemu_lock
 
 
 def overwrite(path: Path) -> None:

@@ -15,7 +15,6 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr.database import Database
 from anvil_dr.errors import NameCollisionError, ServiceError, StateError
 from anvil_dr.model import (
     INCOMPLETE,
@@ -27,7 +26,8 @@ from anvil_dr.model import (
     Rename,
     SetRecord,
 )
-from anvil_dr.state import State
+from anvil_dr.records.database import Database
+from anvil_dr.records.state import State
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,7 +201,7 @@ def test_records_can_be_asked_for_one_server(state: State) -> None:
 def test_a_plan_that_begin_returned_survives_the_death_of_its_process(tmp_path: Path) -> None:
     code = """
 import os, sys
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from anvil_dr.model import JournalStep, Owner, Rename
 State.open(sys.argv[1]).begin("Web01", "cycle", [JournalStep(Rename(Owner("Web01", "d"), 1, 2), "lv:a")])
 os.kill(os.getpid(), 9)
@@ -225,7 +225,7 @@ def test_a_process_that_dies_inside_a_transaction_leaves_what_was_before(tmp_pat
     receive(state, record("old", "lv:a"))
     code = """
 import os, sys
-from anvil_dr.database import Database
+from anvil_dr.records.database import Database
 with Database(sys.argv[1], readonly=False).writing() as connection:
     connection.execute("PRAGMA cache_spill = 1")
     connection.execute("PRAGMA cache_size = 1")
@@ -330,7 +330,7 @@ def test_an_activated_server_stays_so_until_it_is_released(state: State, tmp_pat
 def test_threads_and_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     code = """
 import sys
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 from anvil_dr.model import ImageRecord, SetRecord
 state = State.open(sys.argv[1])
 print("ready", flush=True)
@@ -371,7 +371,7 @@ for number in range(15):
 def test_only_one_service_works_on_a_state_directory(tmp_path: Path) -> None:
     code = """
 import sys
-from anvil_dr.state import State
+from anvil_dr.records.state import State
 state = State.open(sys.argv[1])
 state.lock_service()
 print("locked", flush=True)
@@ -455,7 +455,7 @@ def test_a_damaged_database_is_moved_aside_and_one_made_from_the_spare_copy(
 def test_damage_is_repaired_once_however_many_open_at_the_same_time(tmp_path: Path) -> None:
     State.open(str(tmp_path)).claim(Owner("Web01", "Web01_0"))
     damage_header(tmp_path / "state.sqlite")
-    code = "import sys; from anvil_dr.state import State; State.open(sys.argv[1]).owners()"
+    code = "import sys; from anvil_dr.records.state import State; State.open(sys.argv[1]).owners()"
     processes = [run_python(code, str(tmp_path)) for _ in range(4)]
     assert [process.communicate()[1].count("Traceback") for process in processes] == [0] * 4
     assert len(list(tmp_path.glob("state.sqlite.damaged-*"))) == 1

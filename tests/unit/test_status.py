@@ -10,8 +10,7 @@ from typing import Any, List, Tuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil_dr import status, status_text
-from anvil_dr.check_result import CheckResult
+from anvil_dr.activation.check_result import CheckResult
 from anvil_dr.model import (
     INCOMPLETE,
     Activation,
@@ -26,8 +25,9 @@ from anvil_dr.model import (
     SetRecord,
     StoredImage,
 )
-from anvil_dr.rehearsal_result import RehearsalResult, Rehearsed
-from anvil_dr.status import DefinitionFacts, Observation
+from anvil_dr.rehearsal.rehearsal_result import RehearsalResult, Rehearsed
+from anvil_dr.status import status, status_text
+from anvil_dr.status.status import DefinitionFacts, Observation
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=timezone.utc)
 GIB = 2**30

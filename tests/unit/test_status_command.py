@@ -15,17 +15,18 @@ from typing import Any, Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr import config, definition_files, inquiry, naming, observation
-from anvil_dr.channel import Channel, frame_buffer
+from anvil_dr import config, definition_files, naming
 from anvil_dr.cli import wiring
 from anvil_dr.config import Config, StoreConfig
 from anvil_dr.definition_files import DefinitionFile
 from anvil_dr.errors import CommandError, ServiceError, StoreError
 from anvil_dr.model import INCOMPLETE, ImageRecord, JournalStep, Owner, Rename, SetRecord, SourceDefinition
-from anvil_dr.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
-from anvil_dr.state import State
-from anvil_dr.status import Observation, assess
-from anvil_dr.target import JobProgress
+from anvil_dr.receiving.target import JobProgress
+from anvil_dr.records.state import State
+from anvil_dr.status import inquiry, observation
+from anvil_dr.status.status import Observation, assess
+from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
 from tests.doubles.dr_box import DrBox
 from tests.doubles.memory_store import MemoryStore
 

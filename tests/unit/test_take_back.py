@@ -13,17 +13,17 @@ from typing import Dict, List, Mapping, Optional
 import pytest
 
 from anvil_dr import config as configuration
-from anvil_dr import give_back
-from anvil_dr.boot_firmware import FirmwarePlaces
-from anvil_dr.channel import Channel
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import wiring
 from anvil_dr.command import run as run_command
 from anvil_dr.errors import AnvilDrError, ImageInUseError, SourceError, UsageError
-from anvil_dr.limits import Limits
-from anvil_dr.overlays import Overlays
-from anvil_dr.send import JobOutcome, JobSender, OutgoingServer
-from anvil_dr.state import State
-from anvil_dr.take_back import Home, TakeBack
+from anvil_dr.failback import give_back
+from anvil_dr.failback.take_back import Home, TakeBack
+from anvil_dr.records.state import State
+from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingServer
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.limits import Limits
 from tests.doubles.dr_box import Breaking, Quiet
 from tests.doubles.filled_box import FilledBox
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anvil_dr import digest
-from anvil_dr.digest import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
 from anvil_dr.errors import DigestMismatchError
-from anvil_dr.protocol import Kind
-from anvil_dr.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.receiving.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.wire import digest
+from anvil_dr.wire.digest import BLOCK_BYTES, PAGE_BYTES, SEGMENT_BYTES
+from anvil_dr.wire.protocol import Kind
 from tests.doubles.wire import Bytes, cross
 
 DIGESTER = digest.digester(digest.available()[0])

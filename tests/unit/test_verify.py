@@ -12,15 +12,18 @@ from typing import Callable, List, Optional, Tuple
 
 import pytest
 
-from anvil_dr import boot_images, sets, status, verify
+from anvil_dr.activation import boot_images
 from anvil_dr.cli import verify as command
+from anvil_dr.cycling import sets
 from anvil_dr.errors import UsageError
 from anvil_dr.model import INCOMPLETE, ImageRecord, ImageSet, JobRecord, Owner, SetRecord, StoredImage
-from anvil_dr.pace import Pace
+from anvil_dr.receiving import verify
+from anvil_dr.receiving.target import Target
+from anvil_dr.receiving.verify import Check, Verdict, Verifier
+from anvil_dr.status import status
 from anvil_dr.stores import openers
 from anvil_dr.stores.directory import DirectoryStore
-from anvil_dr.target import Target
-from anvil_dr.verify import Check, Verdict, Verifier
+from anvil_dr.wire.pace import Pace
 from tests.doubles.mortal_box import DirectoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push
 

@@ -10,10 +10,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anvil_dr import bulk, protocol
-from anvil_dr.compression import Decompressor
 from anvil_dr.errors import ProtocolError
-from anvil_dr.protocol import DiskOffer, Hello, Job, JobPlan, Message, Refusal, ServerOffer, ServerPlan, Welcome
+from anvil_dr.wire import bulk, protocol
+from anvil_dr.wire.compression import Decompressor
+from anvil_dr.wire.protocol import DiskOffer, Hello, Job, JobPlan, Message, Refusal, ServerOffer, ServerPlan, Welcome
 
 MESSAGES: List[Message] = [
     Hello((1,), ("blake3", "sha256"), ("zstd",), "an-a01n01", "anvil-dr-send/1"),

@@ -1,0 +1,253 @@
+"""Activation: asks everything that must be known before a server is booted, and makes the plan.
+
+Asks the store, the hypervisor and the host through their ports; changes nothing. survey.py says what there is to boot,
+inspection.py puts the questions, preflight.py judges the answers, boot_plan.py puts the servers in order, boot.py
+carries the plan out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import FrozenSet, Iterable, Iterator, Mapping, Optional, Tuple
+
+from anvil_dr import definition
+from anvil_dr.activation import boot_images, boot_plan, boot_xml
+from anvil_dr.activation.boot_plan import BootPlan, Draft, Found
+from anvil_dr.activation.survey import Survey
+from anvil_dr.config import ActivationConfig
+from anvil_dr.errors import DefinitionError, UsageError
+from anvil_dr.model import INCOMPLETE, Activation, ImageSet
+from anvil_dr.ports import Host, Hypervisor, Store
+from anvil_dr.preflight import preflight
+from anvil_dr.preflight.boot_subject import HostView, Subject
+from anvil_dr.preflight.findings import Finding, problem, warning
+from anvil_dr.preflight.inspection import Inspector
+from anvil_dr.words import listed
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the admin asks for."""
+
+    servers: Tuple[str, ...] = ()
+    """Empty: all."""
+    sequence: Optional[int] = None
+    force: bool = False
+    """Boot all, whatever may be forced."""
+    forced: FrozenSet[str] = frozenset()
+    """Boot these, whatever may be forced."""
+    memory_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Boot these with so much, instead of what the definition says."""
+
+    @property
+    def is_special(self) -> bool:
+        """True if it asks for anything but all servers as they are."""
+        return bool(self.servers or self.sequence or self.memory_bytes)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One server on its way into the plan, as far as that got. Without a subject it cannot be booted."""
+
+    found: Found
+    chosen: Optional[ImageSet]
+    subject: Optional[Subject]
+    findings: Tuple[Finding, ...]
+    disk_paths: Tuple[Tuple[str, str], ...] = ()
+
+
+def plan(
+    seen: Survey,
+    request: Request,
+    config: ActivationConfig,
+    store: Store,
+    hypervisor: Hypervisor,
+    host: Host,
+    *,
+    alive: Optional[Mapping[str, Finding]] = None,
+    warnings: Iterable[str] = (),
+) -> BootPlan:
+    """What would be booted, from what, in which order, and what would not and why.
+
+    `alive` says of servers why their original may still run; `warnings` are about the box as a whole. Raise
+    UsageError for a server that is not here, ConfigError for a circle in `start_after`, HypervisorError if the
+    hypervisor does not answer at all.
+    """
+    chosen = selected(seen, request.servers)
+    _refuse_unknown(request.memory_bytes, {found.server for found in chosen})
+    drafter = _Drafter(Inspector(store, hypervisor, host), store, request, config, alive or {})
+    cases = tuple(drafter.open_case(found, seen) for found in chosen)
+    subjects = tuple(case.subject for case in cases if case.subject is not None)
+    view = drafter.inspector.look_around(subjects, seen.images)
+    drafts = tuple(drafter.draft(case, view) for case in cases)
+    return boot_plan.make(
+        drafts,
+        start_after={server: rule.start_after for server, rule in config.servers.items()},
+        delays_seconds={server: rule.start_delay for server, rule in config.servers.items()},
+        host=view.facts,
+        free_hugepages_bytes=view.free_hugepages_bytes,
+        forced={draft.server for draft in drafts} if request.force else request.forced,
+        warnings=(*warnings, *_unknown_here(seen, config)),
+    )
+
+
+def selected(seen: Survey, servers: Tuple[str, ...]) -> Tuple[Found, ...]:
+    """Those that were asked for; all, where none was named. Raise UsageError for one that is not here."""
+    known = [found.server for found in seen.servers]
+    _refuse_unknown(servers, known)
+    return tuple(found for found in seen.servers if not servers or found.server in servers)
+
+
+def _refuse_unknown(servers: Iterable[str], known: Iterable[str]) -> None:
+    here = sorted(known)
+    unknown = sorted(set(servers) - set(here))
+    if unknown:
+        there = f"those here are {listed(here)}" if here else "there is none here at all"
+        raise UsageError(f"there is no server named {listed(unknown)}; {there}")
+
+
+def _unknown_here(seen: Survey, config: ActivationConfig) -> Iterator[str]:
+    here = {found.server for found in seen.servers}
+    unknown = sorted(set(config.servers) - here)
+    if unknown and here:
+        yield f"activation.servers in the configuration has {listed(unknown)}, which is not a server here"
+
+
+class _Drafter:
+    """Makes a draft of each server: which set, which text, and everything that is wrong with it."""
+
+    def __init__(
+        self,
+        inspector: Inspector,
+        store: Store,
+        request: Request,
+        config: ActivationConfig,
+        alive: Mapping[str, Finding],
+    ) -> None:
+        self.inspector, self._store, self._request, self._alive = inspector, store, request, alive
+        self._config = config
+
+    def open_case(self, found: Found, seen: Survey) -> _Case:
+        """The set, the definition, and which image stands for which disk."""
+        chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, _ran_from(found))
+        findings = (*findings, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
+        if found.definition_problem is not None:
+            wrong = problem(found.definition_problem, f"see to {found.definition_path}")
+            return _Case(found, chosen, None, (*findings, wrong))
+        try:
+            needs = definition.requirements(found.definition_xml)
+        except DefinitionError as error:
+            wrong = problem(f"its definition: {error}", f"correct it: edit {found.definition_path}")
+            return _Case(found, chosen, None, (*findings, wrong))
+        if chosen is None:
+            return _Case(found, None, None, findings)
+        bound = boot_images.bind(found.server, needs.disks, chosen, seen.images, self._store.path)
+        places = {path: self.inspector.place(image) for path, image in bound.images.items()}
+        paths = {path: place for path, (place, _) in places.items()}
+        unlinked = tuple(finding for _, finding in places.values() if finding is not None)
+        subject = Subject(found.server, found.definition_path, needs, paths)
+        disks = tuple((image.owner.disk, paths[path]) for path, image in bound.images.items())
+        return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked), disks)
+
+    def _unknown_before(self, found: Found, seen: Survey) -> Iterator[Finding]:
+        """A name that nobody has makes a rule that never holds. Whoever names servers wants no rule."""
+        rule = self._config.servers.get(found.server)
+        unknown = sorted(set(rule.start_after) - {one.server for one in seen.servers}) if rule is not None else []
+        if unknown and not self._request.servers:
+            yield problem(
+                f"the configuration starts it after {listed(unknown)}, and there is no such server here",
+                f"correct activation.servers.{found.server}.start_after; or boot it alone: --server {found.server}",
+            )
+
+    def draft(self, case: _Case, view: HostView) -> Draft:
+        """One server, judged by itself."""
+        found, subject = case.found, case.subject
+        draft = Draft(found.server, found.definition_path, case.chosen, activated=found.activation is not None)
+        images = (image.path for one in found.sets for image in one.images)
+        domain = preflight.own_domain(found.server, images, view)
+        if domain is not None and domain.state == "running":
+            return replace(draft, running=True, findings=_unmarked(draft))
+        if domain is not None:
+            advice = f"see why; then end it and boot it again: virsh destroy {found.server}"
+            return replace(draft, findings=(problem(f"it was booted before and is {domain.state} now", advice),))
+        if subject is None:
+            return replace(draft, findings=case.findings)
+        try:
+            xml, memory_bytes = self._text(found, subject)
+        except (DefinitionError, UsageError) as error:
+            return replace(draft, findings=(*case.findings, problem(str(error), f"edit {found.definition_path}")))
+        answers = self.inspector.answers(subject, xml, case.chosen)
+        subject = replace(subject, answers=replace(answers, nvram_kept=_has_nvram(found, case.chosen)))
+        needs = subject.needs
+        return replace(
+            draft,
+            memory_bytes=memory_bytes,
+            memory_line=needs.lines.get("memory", 0),
+            cpus=needs.vcpus,
+            needs=needs,
+            disk_paths=case.disk_paths,
+            disk_bytes=sum(image.size_bytes for image in case.chosen.images) if case.chosen is not None else 0,
+            networks=tuple(dict.fromkeys(interface.name for interface in needs.interfaces if interface.name)),
+            hugepages=needs.hugepages,
+            has_agent=needs.has_agent,
+            uuid=needs.uuid,
+            screens=tuple((screen.listen or "", screen.port or 0) for screen in needs.graphics),
+            xml=xml,
+            findings=(*case.findings, *preflight.check(subject, view), *self._alive_there(found), *_drift(found)),
+        )
+
+    def _text(self, found: Found, subject: Subject) -> Tuple[str, int]:
+        """What would be booted, and how much memory it takes. Raise DefinitionError, UsageError."""
+        changed = {path: booted for path, booted in subject.paths.items() if path != booted}
+        # Without a change the text goes to libvirt as the admin wrote it, as with virsh create.
+        xml = boot_xml.with_disk_paths(found.definition_xml, changed) if changed else found.definition_xml
+        wanted_bytes = self._request.memory_bytes.get(found.server)
+        if wanted_bytes is None:
+            return xml, subject.needs.memory_bytes
+        return boot_xml.with_memory(xml, wanted_bytes), wanted_bytes
+
+    def _alive_there(self, found: Found) -> Iterator[Finding]:
+        """Signs that the server may still run at its old place."""
+        if found.server in self._alive:
+            yield self._alive[found.server]
+        incomplete = [image for one in found.sets if one.sequence == INCOMPLETE for image in one.images]
+        users = sorted(set(self.inspector.users(incomplete).values()))
+        if users:
+            yield Finding(
+                f"a job is writing its next set at this moment ({listed(users)}): a node is alive",
+                "stop the job if the original site is really lost; --force boots the server all the same",
+                forceable=True,
+            )
+
+
+def _has_nvram(found: Found, chosen: Optional[ImageSet]) -> bool:
+    return chosen is not None and chosen.record is not None and chosen.record.job_id in found.nvram_kept
+
+
+def _ran_from(found: Found) -> Optional[Activation]:
+    """What it ran on here goes before anything newer. Overlays say so too, should the mark be lost."""
+    if found.activation is None and found.overlays is not None:
+        return Activation(found.server, found.overlays.sequence, found.overlays.made_at, "")
+    return found.activation
+
+
+def _on_overlays(found: Found, chosen: Optional[ImageSet]) -> Iterator[Finding]:
+    if found.overlays is None or chosen is None:
+        return
+    release = f"anvil-activate-dr --release {found.server}, with --keep or --discard"
+    if {one.identity for one in found.overlays.overlays} != {image.identity for image in chosen.images}:
+        text = f"what it wrote here is in overlays over set {found.overlays.sequence}, and this is another set"
+        yield problem(text, f"decide what becomes of it: {release}")
+    else:
+        yield warning("it goes on with the overlays that it ran on; its images stay as they are", f"until: {release}")
+
+
+def _unmarked(draft: Draft) -> Tuple[Finding, ...]:
+    if draft.activated:
+        return ()
+    return (warning("it runs here, but nobody marked it: it was started by hand", "it will be marked as activated"),)
+
+
+def _drift(found: Found) -> Iterator[Finding]:
+    if found.drift:
+        yield warning(f"its source has changed: {'; '.join(found.drift)}", f"edit {found.definition_path} to follow it")

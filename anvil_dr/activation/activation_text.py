@@ -1,0 +1,148 @@
+"""An activation in words, for somebody tired at a terminal of 80 columns. Pure: plans and outcomes in, lines out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Iterable, Iterator, Mapping, Optional, Tuple
+
+from anvil_dr.activation.boot_plan import BootPlan, Found, Outcome, PlannedServer
+from anvil_dr.model import ImageSet
+from anvil_dr.status.status_text import Line, Tone
+from anvil_dr.words import age, count, listed, printable, size
+
+LIST_HEADINGS: Final = ("Server", "Set", "Received", "From", "")
+PLAN_HEADINGS: Final = ("", "Server", "Set", "Received", "RAM", "CPUs", "Disks", "Network", "Start")
+
+_WORDS: Final[Mapping[bool, Tuple[str, Tone]]] = {True: ("PROBLEM", "bad"), False: ("warning", "plain")}
+_TONES: Final[Mapping[str, Tone]] = {"ready": "good", "running": "quiet", "blocked": "bad"}
+_ADVICE_INDENT: Final = " " * 6
+
+
+def plan_rows(plan: BootPlan, now: datetime) -> Iterator[Tuple[str, ...]]:
+    """One row for each server, under PLAN_HEADINGS. The number is its turn."""
+    turn = 0
+    for planned in plan.servers:
+        turn += planned.state == "ready"
+        draft = planned.draft
+        yield (
+            f"{turn}" if planned.state == "ready" else "-",
+            printable(draft.server),
+            str(draft.chosen.sequence) if draft.chosen is not None else "-",
+            _received(draft.chosen, now),
+            size(draft.memory_bytes) if draft.memory_bytes else "-",
+            str(draft.cpus) if draft.cpus else "-",
+            str(planned.disks) if planned.disks else "-",
+            printable(", ".join(draft.networks)) or "-",
+            _start(planned),
+        )
+
+
+def tone(planned: PlannedServer) -> Tone:
+    """How a row is meant: `good`, `bad` or `quiet`."""
+    return _TONES[planned.state]
+
+
+def plan_lines(plan: BootPlan) -> Iterator[Line]:
+    """The sums, what is wrong with the box, and what with each server: the problem, and what to do about it."""
+    if len(plan.ready) > 1:
+        available = plan.host.available_bytes
+        of = f" of {size(available)} that is free" if available is not None else ""
+        yield Line(f"Together: {size(plan.memory_bytes)}{of}, {plan.cpus} CPUs on {plan.host.cpus}.", "quiet")
+    for text in plan.warnings:
+        yield Line(f"! {printable(text)}", "bad")
+    for planned in plan.servers:
+        if planned.draft.findings:
+            yield Line(printable(planned.server), "title")
+        for finding in (*planned.problems, *planned.warnings):
+            word, meant = _WORDS[finding.fatal]
+            yield Line(f"  {word}: {printable(finding.text)}", meant)
+            if finding.advice:
+                yield Line(f"{_ADVICE_INDENT}-> {printable(finding.advice)}")
+
+
+def question(plan: BootPlan) -> str:
+    """The one question that is asked."""
+    ready = [planned.server for planned in plan.ready]
+    left_out = [planned.server for planned in plan.blocked]
+    without = f" {printable(listed(left_out))} cannot be booted." if left_out else ""
+    return (
+        "Is the original site really down? A server that runs at both places at once destroys its data.\n"
+        f"Boot {count(len(ready), 'server')} here ({printable(listed(ready))})?{without} [y/N]"
+    )
+
+
+def force_question(servers: Iterable[str]) -> str:
+    """Asked where nothing but a sign of life keeps servers down."""
+    return (
+        f"Kept down only by the signs of life above: {printable(listed(list(servers)))}.\n"
+        "Type the names of those to boot all the same, or just press Enter:"
+    )
+
+
+def end_lines(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float) -> Iterator[Line]:
+    """How it ended, and what to do next."""
+    up = [outcome for outcome in outcomes if outcome.error is None]
+    before = [planned.server for planned in plan.servers if planned.state == "running"]
+    down = [outcome for outcome in outcomes if outcome.error is not None]
+    total = len(plan.servers)
+    yield Line("")
+    yield Line(f"{len(up) + len(before)} of {count(total, 'server')} running, after {seconds:.1f} s", "title")
+    width = max((len(printable(planned.server)) for planned in plan.servers), default=0)
+    for outcome in up:
+        yield Line(f"  {printable(outcome.server):<{width}}  {_times(outcome)}", "good")
+    for server in before:
+        yield Line(f"  {printable(server):<{width}}  ran already", "quiet")
+    for outcome in down:
+        yield Line(f"  {printable(outcome.server):<{width}}  NOT RUNNING: {printable(outcome.error or '')}", "bad")
+        if outcome.advice:
+            yield Line(f"{_ADVICE_INDENT}-> {printable(outcome.advice)}")
+    for planned in plan.blocked:
+        yield Line(f"  {printable(planned.server):<{width}}  NOT RUNNING: {_why(planned)}", "bad")
+    if down or plan.blocked:
+        yield Line("Correct what is said above and type the same again. What runs is left alone.")
+    if up or before:
+        first = printable(up[0].server if up else before[0])
+        yield Line(f"A screen: virsh vncdisplay {first}. A console: virsh console {first}.")
+        yield Line("No job writes over them until you say: anvil-activate-dr --release SERVER")
+
+
+def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ...]]:
+    """One row for each complete set that there is, under LIST_HEADINGS."""
+    for found in servers:
+        notes = [] if found.definition_problem is None else [printable(found.definition_problem)]
+        if found.activation is not None:
+            notes.append(f"activated from set {found.activation.sequence} {age(found.activation.since, now)}")
+        complete = [one for one in found.sets if one.complete]
+        for one in complete:
+            source = "unknown" if one.record is None else printable(one.record.source)
+            yield (printable(found.server), str(one.sequence), _received(one, now), source, "; ".join(notes))
+        if not complete:
+            yield (printable(found.server), "-", "-", "-", "; ".join(["no complete set", *notes]))
+
+
+def _received(one: Optional[ImageSet], now: datetime) -> str:
+    if one is None:
+        return "-"
+    return "unknown" if one.record is None else age(one.record.received_at, now)
+
+
+def _start(planned: PlannedServer) -> str:
+    if planned.state != "ready":
+        return "runs already" if planned.state == "running" else "CANNOT BOOT"
+    delay = f"{planned.delay_seconds} s" if planned.delay_seconds else ""
+    if not planned.after:
+        return f"after {delay}" if delay else "at once"
+    names = printable(", ".join(planned.after))
+    return f"{names} + {delay}" if delay else f"after {names}"
+
+
+def _times(outcome: Outcome) -> str:
+    booted = f"booted after {outcome.booted_seconds or 0.0:.1f} s"
+    if outcome.answered_seconds is None:
+        return booted
+    return f"{booted}, its guest answers after {outcome.answered_seconds:.1f} s"
+
+
+def _why(planned: PlannedServer) -> str:
+    first, *more = [printable(one.text) for one in planned.problems]
+    return f"{first} (and {count(len(more), 'problem')} more)" if more else first

@@ -1,0 +1,320 @@
+"""Carries out a boot plan: transient domains, each in its turn and several at once, and a look at whether they stay up.
+
+Touches the hypervisor, the marks of activated servers, and what the footing puts in place. Holds no policy: what is
+booted, and behind what, is in the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Callable, Dict, Final, List, Literal, Mapping, Optional, Protocol, Tuple
+
+from anvil_dr.activation.boot_plan import BootPlan, Outcome, PlannedServer
+from anvil_dr.errors import AnvilDrError, HypervisorError, StateError
+from anvil_dr.ports import DomainState, Hypervisor
+from anvil_dr.words import listed
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS: Final = 7.0
+"""Where KVM is broken, a guest is started, seen running, and suspended within five seconds."""
+AT_ONCE: Final = 8
+"""More boots at the same time would only share the disks' speed."""
+
+_POLL_SECONDS: Final = 0.1
+_ASK_AGAIN_SECONDS: Final = 1.0
+_AGENT_SECONDS: Final = 2
+
+Phase = Literal["waiting", "booting", "running", "answers", "failed", "left out"]
+
+
+class Marks(Protocol):
+    """Remembers which servers are activated. state.State is one."""
+
+    def activate(self, server: str, sequence: int, user: str) -> object:
+        """Raise StateError."""
+        ...
+
+    def release(self, server: str) -> bool:
+        """Raise StateError."""
+        ...
+
+
+class Footing(Protocol):
+    """What has to be in place under a server before it is booted."""
+
+    def prepare(self, planned: PlannedServer) -> str:
+        """Put it in place; return the XML to boot. Called once the server is marked. Raise AnvilDrError."""
+        ...
+
+
+class AsPlanned:
+    """A footing for servers that need nothing but their images."""
+
+    def prepare(self, planned: PlannedServer) -> str:
+        return planned.draft.xml or ""
+
+
+class Observer(Protocol):
+    """Told how it goes. Nothing that it does may raise."""
+
+    def phase(self, server: str, phase: Phase, seconds: float, note: str = "") -> None:
+        """A server has come to this point, so many seconds after the beginning."""
+        ...
+
+    def unmarked(self, server: str, reason: str) -> None:
+        """It is about to be booted, but jobs don't know that they must keep off its images."""
+        ...
+
+    def pending(self, words: str) -> None:
+        """What everybody waits for at this moment; empty at the end."""
+        ...
+
+
+def execute(
+    plan: BootPlan,
+    hypervisor: Hypervisor,
+    marks: Optional[Marks],
+    user: str,
+    observer: Observer,
+    *,
+    footing: Optional[Footing] = None,
+    answer_seconds: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
+    workers: Optional[Executor] = None,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Tuple[Outcome, ...]:
+    """Boot every server that is ready, in the order of the plan; what became of each, in the same order.
+
+    One that fails stops only those that start after it, and nothing of ours is raised. `marks` is None where the
+    state cannot be written. Guests with an agent are waited for until they answer, for `answer_seconds` at most.
+    Once `stopped` says so nothing more is started, and what runs is left running.
+    """
+    own = None if workers else ThreadPoolExecutor(AT_ONCE, thread_name_prefix="boot")
+    try:
+        boots = _Boots(plan, hypervisor, _Marker(marks, user, observer), footing or AsPlanned(), observer, now)
+        boots.workers = workers or own
+        boots.answer_seconds = answer_seconds
+        while not boots.are_done(stopped()):
+            sleep(_POLL_SECONDS)
+        observer.pending("")
+        return boots.outcomes()
+    finally:
+        if own is not None:
+            own.shutdown(wait=False)
+
+
+class _Marker:
+    """Marks servers as activated, and goes on where that is impossible."""
+
+    def __init__(self, marks: Optional[Marks], user: str, observer: Observer) -> None:
+        self._marks, self._user, self._observer = marks, user, observer
+
+    def mark(self, planned: PlannedServer) -> None:
+        sequence = planned.draft.chosen.sequence if planned.draft.chosen is not None else None
+        try:
+            if self._marks is None:
+                raise StateError("the state cannot be written")
+            if isinstance(sequence, int):
+                self._marks.activate(planned.server, sequence, self._user)
+        except StateError as error:
+            self._observer.unmarked(planned.server, str(error))
+
+    def undo(self, planned: PlannedServer) -> None:
+        """It was never booted. One that was marked before has run before, and its images stay its own."""
+        try:
+            if self._marks is not None and not planned.draft.activated:
+                self._marks.release(planned.server)
+        except StateError as error:
+            log.warning("mark stays server=%s error=%s", planned.server, error)
+
+
+class _Boot:
+    """One server on its way."""
+
+    def __init__(self, planned: PlannedServer) -> None:
+        self.planned, self.server = planned, planned.server
+        self.phase: Phase = "waiting"
+        self.work: Optional[Future[None]] = None
+        self.question: Optional[Future[bool]] = None
+        self.asked_at = 0.0
+        self.booted_at = 0.0
+        self.outcome = Outcome(planned.server)
+
+    @property
+    def is_up(self) -> bool:
+        return self.phase in ("running", "answers")
+
+
+class _Boots:
+    """All of them; one thread decides, and the workers wait for libvirt."""
+
+    workers: Optional[Executor] = None
+    answer_seconds = 0.0
+
+    def __init__(
+        self,
+        plan: BootPlan,
+        hypervisor: Hypervisor,
+        marker: _Marker,
+        footing: Footing,
+        observer: Observer,
+        now: Callable[[], float],
+    ) -> None:
+        self._hypervisor, self._marker, self._footing = hypervisor, marker, footing
+        self._observer, self._now, self._began = observer, now, now()
+        self._boots: Dict[str, _Boot] = {planned.server: _Boot(planned) for planned in plan.ready}
+        for boot in self._boots.values():
+            if boot.planned.after or boot.planned.delay_seconds:
+                self._say(boot, "waiting", _turn(boot.planned))
+
+    def outcomes(self) -> Tuple[Outcome, ...]:
+        return tuple(boot.outcome for boot in self._boots.values())
+
+    def are_done(self, stopped: bool) -> bool:
+        """Do what can be done at this moment; True if there is nothing left to do or to wait for."""
+        for boot in self._boots.values():
+            if boot.phase == "waiting":
+                self._start_if_due(boot, stopped)
+            if boot.phase == "booting":
+                self._look_at_work(boot)
+            if boot.is_up:
+                self._look_at_guest(boot)
+        self._observer.pending(self._pending())
+        if any(boot.phase in ("waiting", "booting") for boot in self._boots.values()):
+            return False
+        return stopped or not any(self._is_watched(boot) or self._is_asked(boot) for boot in self._boots.values())
+
+    def _start_if_due(self, boot: _Boot, stopped: bool) -> None:
+        before = [self._boots[server] for server in boot.planned.after if server in self._boots]
+        missing = [one.server for one in before if one.phase in ("failed", "left out")]
+        if stopped:
+            self._end(boot, "left out", "it was not its turn yet when you stopped", "type the same again")
+        elif missing:
+            advice = f"boot it all the same: anvil-activate-dr --server {boot.server}"
+            self._end(boot, "left out", f"it starts after {listed(missing)}, which does not run", advice)
+        elif all(one.is_up for one in before):
+            since = max((one.booted_at for one in before), default=self._began)
+            if self._now() >= since + boot.planned.delay_seconds and self.workers is not None:
+                # Marked before it is booted: in between, no job may begin to write the images.
+                self._marker.mark(boot.planned)
+                self._say(boot, "booting")
+                boot.work = self.workers.submit(self._boot, boot.planned)
+
+    def _boot(self, planned: PlannedServer) -> None:
+        self._hypervisor.boot(self._footing.prepare(planned))
+
+    def _look_at_work(self, boot: _Boot) -> None:
+        if boot.work is None or not boot.work.done():
+            return
+        try:
+            boot.work.result()
+        except AnvilDrError as error:
+            self._marker.undo(boot.planned)
+            self._end(boot, "failed", str(error), f"correct it, then: anvil-activate-dr --server {boot.server}")
+            return
+        boot.booted_at = self._now()
+        boot.outcome = Outcome(boot.server, booted_seconds=self._seconds())
+        self._say(boot, "running")
+
+    def _look_at_guest(self, boot: _Boot) -> None:
+        """Whether it stays up, and whether its agent answers by now."""
+        if self._is_watched(boot):
+            try:
+                state = self._hypervisor.state(boot.server)
+            except HypervisorError as error:
+                self._end(boot, "failed", str(error), f"look for yourself: virsh domstate {boot.server}")
+                return
+            if state != "running":
+                said = _IN_WORDS.get(state, f"it is {state}")
+                self._end(boot, "failed", said, _ADVICE.format(server=boot.server))
+                return
+        if self._is_asked(boot) and self.workers is not None:
+            if boot.question is None and self._now() >= boot.asked_at + _ASK_AGAIN_SECONDS:
+                boot.asked_at = self._now()
+                boot.question = self.workers.submit(self._ask, boot.server)
+            if boot.question is not None and boot.question.done():
+                if boot.question.result():
+                    boot.outcome = Outcome(boot.server, None, "", boot.outcome.booted_seconds, self._seconds())
+                    self._say(boot, "answers")
+                boot.question = None
+
+    def _ask(self, server: str) -> bool:
+        try:
+            return self._hypervisor.agent_answers(server, timeout_seconds=_AGENT_SECONDS)
+        except HypervisorError:
+            # It ended meanwhile, which the next look at its state tells.
+            return False
+
+    def _is_watched(self, boot: _Boot) -> bool:
+        return boot.is_up and self._now() < boot.booted_at + WATCH_SECONDS
+
+    def _is_asked(self, boot: _Boot) -> bool:
+        waits = self._now() < boot.booted_at + self.answer_seconds
+        return boot.phase == "running" and boot.planned.draft.has_agent and waits
+
+    def _pending(self) -> str:
+        """Shortest first: the line may be cut off."""
+        parts: List[str] = []
+        names: Dict[str, List[str]] = {"booting": [], "silent": [], "watched": []}
+        for boot in self._boots.values():
+            if boot.phase == "booting":
+                names["booting"].append(boot.server)
+            elif self._is_asked(boot):
+                names["silent"].append(boot.server)
+            elif self._is_watched(boot):
+                names["watched"].append(boot.server)
+            elif boot.phase == "waiting":
+                parts.append(f"{boot.server} {self._due(boot)}")
+        only_looking = not parts and not names["booting"] and any(names.values())
+        parts += [f"{what} {', '.join(names[kind])}" for kind, what in _PENDING.items() if names[kind]]
+        if only_looking:
+            parts.append("Ctrl-C ends the waiting, not the servers")
+        return "; ".join(parts)
+
+    def _due(self, boot: _Boot) -> str:
+        before = [self._boots[server] for server in boot.planned.after if server in self._boots]
+        down = [one.server for one in before if not one.is_up]
+        if down:
+            return f"waits for {listed(down)}"
+        since = max((one.booted_at for one in before), default=self._began)
+        return f"boots in {max(0.0, since + boot.planned.delay_seconds - self._now()):.0f} s"
+
+    def _end(self, boot: _Boot, phase: Phase, error: str, advice: str) -> None:
+        log.info("server %s server=%s error=%s", phase, boot.server, error)
+        boot.outcome = Outcome(boot.server, error, advice, boot.outcome.booted_seconds, None)
+        self._say(boot, phase, error)
+
+    def _say(self, boot: _Boot, phase: Phase, note: str = "") -> None:
+        boot.phase = phase
+        self._observer.phase(boot.server, phase, self._seconds(), note)
+
+    def _seconds(self) -> float:
+        return self._now() - self._began
+
+
+def _turn(planned: PlannedServer) -> str:
+    delay = f"{planned.delay_seconds} s" if planned.delay_seconds else ""
+    if not planned.after:
+        return delay
+    return f"{delay} after {listed(planned.after)}" if delay else f"for {listed(planned.after)}"
+
+
+_PENDING: Final[Mapping[str, str]] = {
+    "booting": "booting",
+    "silent": "no answer yet from",
+    "watched": "seeing whether they stay up:",
+}
+
+_ADVICE: Final = "look at /var/log/libvirt/qemu/{server}.log and, for KVM, at: dmesg | tail"
+
+_IN_WORDS: Final[Dict[DomainState, str]] = {
+    "paused": "it was booted and then paused: KVM does not work on this host, or a disk gave an error",
+    "suspended": "it was booted and then suspended: KVM may not work on this host",
+    "crashed": "it was booted and then crashed",
+    "gone": "it was booted and ended at once",
+    "shut off": "it was booted and ended at once",
+}

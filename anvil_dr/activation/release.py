@@ -1,0 +1,121 @@
+"""Gives an activated server's images back to the jobs.
+
+Touches the state, its overlays, its firmware state; looks at the store and at its definition.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, Iterable, Literal, Optional, Tuple
+
+from anvil_dr import definition, definition_files, firmware
+from anvil_dr.activation import boot_firmware
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.overlays import Overlays
+from anvil_dr.cycling import sets
+from anvil_dr.definition import Requirements
+from anvil_dr.errors import DefinitionError, ImageInUseError, StoreError, UsageError
+from anvil_dr.model import ImageSet, OverlaySet
+from anvil_dr.ports import Store
+from anvil_dr.records.state import State
+from anvil_dr.words import listed
+
+log = logging.getLogger(__name__)
+
+Wish = Literal["keep", "discard"]
+
+_KEPT: Final = "released. Set {set} holds what it wrote here, until its next job"
+_DISCARDED: Final = "released. What it wrote here is gone; set {set} is as it was received"
+
+
+def release(
+    server: str,
+    wish: Optional[Wish],
+    store: Store,
+    state: State,
+    overlays: Overlays,
+    places: FirmwarePlaces,
+    now: str,
+) -> str:
+    """Take the mark away; what became of what the server wrote, in words. Doing it again after a failure goes on.
+
+    `wish` says what becomes of overlays. Raise UsageError if the server isn't activated, or if there are overlays and
+    no wish, or the other way round; ImageInUseError while it runs; StateError, StoreError.
+    """
+    activation, made = state.activations().get(server), overlays.of(server)
+    if activation is None and made is None:
+        activated = sorted(state.activations())
+        there = f"activated: {listed(activated)}" if activated else "no server is"
+        raise UsageError(f"server {server} is not activated; {there}")
+    if made is not None and wish is None:
+        raise UsageError(
+            f"{server} ran on overlays since {made.made_at}: add --keep to put what it wrote into its images, "
+            "or --discard to throw it away"
+        )
+    if made is None and wish == "discard":
+        raise UsageError(f"{server} ran on its images themselves: what it wrote cannot be told from what was received")
+    for image in store.images():
+        if image.owner.server == server:
+            user = store.user(image)
+            if user is not None:
+                raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
+    sequence = activation.sequence if activation is not None else made.sequence if made is not None else 1
+    known = sets.assemble(store.images(), state.set_records(server), state.pending(server))
+    own = sets.of_server(known, server)
+    ran_from = next((one for one in own if one.sequence == sequence), None)
+    needs = _needs(places, server)
+    if made is not None and wish == "keep":
+        _refuse_other_images(made, ran_from)
+        overlays.commit(made)
+    if ran_from is not None and wish != "discard":
+        _keep_what_it_wrote(ran_from, state, places, needs, made, now)
+    _publish_nvram(places, server, own)
+    overlays.remove(server)
+    state.release(server)
+    return (_DISCARDED if wish == "discard" else _KEPT).format(set=sequence)
+
+
+def _needs(places: FirmwarePlaces, server: str) -> Optional[Requirements]:
+    """None where the definition cannot be read: then nobody can say where its firmware state is either."""
+    try:
+        return definition.requirements(definition_files.read(places.definitions, server).xml)
+    except DefinitionError as error:
+        log.info("definition not readable server=%s error=%s", server, error)
+        return None
+
+
+def _refuse_other_images(made: OverlaySet, ran_from: Optional[ImageSet]) -> None:
+    """Overlays hold differences: over any other image they are nonsense, and would destroy it."""
+    there = {image.identity: image.path for image in ran_from.images} if ran_from is not None else {}
+    for overlay in made.overlays:
+        if overlay.identity not in there:
+            raise StoreError(
+                f"the image under {overlay.path} is not where it was: what {made.server} wrote cannot be put into it; "
+                "copy the overlay if it is needed, then --discard"
+            )
+
+
+def _keep_what_it_wrote(
+    ran_from: ImageSet,
+    state: State,
+    places: FirmwarePlaces,
+    needs: Optional[Requirements],
+    made: Optional[OverlaySet],
+    now: str,
+) -> None:
+    if ran_from.record is not None and needs is not None:
+        path = made.nvram if made is not None and made.nvram is not None else needs.nvram
+        nvram = path or places.nvram(ran_from.server)
+        boot_firmware.take_back(places, ran_from.server, needs, ran_from.record, nvram)
+    state.ran_here(_identities(ran_from), now)
+
+
+def _identities(one: ImageSet) -> Tuple[str, ...]:
+    return tuple(image.identity for image in one.images)
+
+
+def _publish_nvram(places: FirmwarePlaces, server: str, own: Iterable[ImageSet]) -> None:
+    """The definition's file follows the newest set again (SPEC section 7)."""
+    newest = sets.newest_complete(tuple(own))
+    if newest is not None and newest.record is not None:
+        firmware.publish_nvram(places.state, newest.record, places.nvram(server))

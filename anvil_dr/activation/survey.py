@@ -1,0 +1,79 @@
+"""What lies on this box and might be booted: definitions, sets, and which servers are activated.
+
+Reads the store, the state and the definitions; changes nothing. Needs neither the service nor a hypervisor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from anvil_dr import definition, definition_files, firmware
+from anvil_dr.activation.boot_plan import Found
+from anvil_dr.activation.overlays import Overlays
+from anvil_dr.cycling import sets
+from anvil_dr.definition_files import DefinitionFile
+from anvil_dr.errors import DefinitionError
+from anvil_dr.model import StoredImage
+from anvil_dr.ports import Store
+from anvil_dr.records.state import State
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that lies here, whatever runs."""
+
+    servers: Tuple[Found, ...]
+    images: Tuple[StoredImage, ...]
+
+
+def survey(
+    store: Store, state: Optional[State], definitions: str, *, overlays: Optional[Overlays] = None, kept: str = ""
+) -> Survey:
+    """What lies here. Raise StoreError, StateError or DefinitionError where that cannot be read.
+
+    `kept` is the directory that firmware state is kept below. Without a state,
+    nothing is known of when a set came, and all the images of one number count as one set.
+    """
+    # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
+    pending = state.pending() if state is not None else ()
+    images = store.images()
+    records = state.set_records() if state is not None else ()
+    activations = state.activations() if state is not None else {}
+    files = {file.server: file for file in definition_files.read_all(definitions)}
+    assembled = sets.assemble(images, records, pending)
+    names = sorted({*files, *(image.owner.server for image in images)})
+    return Survey(
+        tuple(
+            Found(
+                server,
+                definition_files.path_of(definitions, server),
+                files[server].xml if server in files else "",
+                _problem(files.get(server)),
+                sets.of_server(assembled, server),
+                activations.get(server),
+                overlays.of(server) if overlays is not None else None,
+                firmware.sets_with_nvram(kept, server) if kept else frozenset(),
+                _drift(files.get(server), state),
+            )
+            for server in names
+        ),
+        images,
+    )
+
+
+def _drift(file: Optional[DefinitionFile], state: Optional[State]) -> Tuple[str, ...]:
+    source = state.source_definition(file.server) if state is not None and file is not None else None
+    if file is None or source is None:
+        return ()
+    try:
+        return definition.differences(source.xml, file.xml, source.left_out)
+    except DefinitionError:
+        # What is wrong with the definition here is said elsewhere; the source's is only a comparison.
+        return ()
+
+
+def _problem(file: Optional[DefinitionFile]) -> Optional[str]:
+    if file is None:
+        return "it has no definition"
+    return None if file.problem is None else f"its definition: {file.problem}"

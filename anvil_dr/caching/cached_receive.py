@@ -1,0 +1,182 @@
+"""One server of a job that arrives on cache drives first, so that its last set is not written over meanwhile.
+
+Touches files on the cache drives, and `<state>/cached`. The store is only read, as a base to compare with: until
+cached_copy.py begins, it is as it was, whatever becomes of the drives.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import Dict, Iterator, Mapping, Optional, Tuple, Union
+
+from anvil_dr.caching import cached_copy, cached_sets, caching
+from anvil_dr.caching.cached_sets import CachedImage, CachedSet
+from anvil_dr.cycling import sets
+from anvil_dr.errors import AnvilDrError, CacheDriveError, ImageIOError, StoreError
+from anvil_dr.model import INCOMPLETE, Owner, StoredImage
+from anvil_dr.ports import CacheFolder, Image
+from anvil_dr.receiving import admission
+from anvil_dr.receiving.receive import ServerReceiver
+from anvil_dr.receiving.receive_disk import DiskReceiver
+from anvil_dr.receiving.recycled import Content, KnownZeros, Recycled, UnknownContent
+from anvil_dr.wire.protocol import DiskDone, DiskOffer, Kind
+
+log = logging.getLogger(__name__)
+
+
+class CachedDisk:
+    """The dialogue about one disk whose image is on a cache drive. What fails there names the drive."""
+
+    def __init__(self, dialogue: DiskReceiver, folder: CacheFolder) -> None:
+        self._dialogue, self._folder = dialogue, folder
+
+    def handle(self, kind: Kind, content: memoryview) -> None:
+        """Raise CacheDriveError for what the drive did; else as DiskReceiver.handle."""
+        with blamed_on(self._folder):
+            self._dialogue.handle(kind, content)
+
+
+class CachedReceiver(ServerReceiver):
+    """Implements what incoming_job.py needs of a ServerReceiver."""
+
+    cached: Optional[CachedSet] = None
+    """The set, once it is complete on the drives."""
+
+    def begin(self) -> Mapping[str, bool]:
+        """Choose and mount the drives. Raise CacheDriveError, ImageInUseError, StoreError, StateError."""
+        server, target = self._offer.name, self._target
+        self._folders: Dict[str, CacheFolder] = {}
+        waiting = cached_sets.of_server(target.config.state, server)
+        if waiting is not None:
+            cached_copy.copy_or_give_up(target, waiting)
+        self._refuse_if_activated()
+        drives = target.cache_drives
+        if drives is None:
+            raise AssertionError("planned without drives")
+        for disk, drive in caching.places(target, self._offer).items():
+            self._folders[disk] = self._open.enter_context(drives.use(drive))
+        present = admission.server_sets(target, server)
+        admission.check_images_free(target, [image for one in present for image in one.images])
+        for offer in self._offer.disks:
+            with blamed_on(self._folders[offer.name]):
+                self._begin_image(offer, self._folders[offer.name])
+        newest = sets.newest_complete(present)
+        for image in newest.images if newest else ():
+            if image.owner.disk in self._images:
+                self._newest[image.owner.disk] = self._opened_in_store(image)
+        return {disk: disk in self._newest or not self._fresh[disk] for disk in self._images}
+
+    def disk(self, name: str, window: int) -> DiskReceiver:
+        """Begin one disk. Raise ProtocolError, CacheDriveError."""
+        folder = self._folders.get(name)
+        if folder is None:
+            return super().disk(name, window)
+        folder.check()
+        with blamed_on(folder):
+            dialogue = super().disk(name, window)
+        log.info("disk goes to a cache drive server=%s disk=%s device=%s", self._offer.name, name, folder.drive.device)
+        return CachedDisk(dialogue, folder)  # type: ignore[return-value]
+
+    def disk_done(self, name: str, digest: str) -> DiskDone:
+        """End the current disk. Raise DigestMismatchError, CacheDriveError."""
+        folder = self._folders.get(name)
+        if folder is None:
+            return super().disk_done(name, digest)
+        with blamed_on(folder):
+            done = super().disk_done(name, digest)
+        folder.check()
+        return done
+
+    def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
+        """Every byte is on the drives: remember the set, and the node's part is done.
+
+        Returns what ServerReceiver.complete does; the definition is made once the set is in the store. Raise
+        ProtocolError if something is missing, CacheDriveError, StateError.
+        """
+        self._refuse_if_unfinished()
+        self._refuse_if_activated()
+        server, target = self._offer.name, self._target
+        for folder in self._folders.values():
+            folder.check()
+        cached = CachedSet(
+            server,
+            self._source,
+            self._job_id,
+            target.now(),
+            tuple(self._cached_image(offer) for offer in self._offer.disks),
+            self._offer.definition,
+            tuple(self._offer.left_out),
+            {name: len(content) for name, content in self._firmware.items()},
+        )
+        cached_sets.keep(target.config.state, cached, self._firmware)
+        self.cached = cached
+        log.info(
+            "set complete on cache server=%s job=%s source=%s devices=%s",
+            server, self._job_id, self._source, ",".join(cached.devices),
+        )  # fmt: skip
+        for disk, image in self._images.items():
+            self._name_complete(self._folders[disk], image)
+        return cached.received_at, os.path.join(target.config.definitions, f"{server}.xml"), False, ()
+
+    def _begin_image(self, offer: DiskOffer, folder: CacheFolder) -> None:
+        """The file that this disk goes into: what is left of a job that broke, or a new one."""
+        owner = Owner(self._offer.name, offer.name)
+        folder.check()
+        left = [one for one in folder.store.images() if one.owner == owner and one.sequence == INCOMPLETE]
+        if left:
+            image, fresh = left[0], False
+            if image.size_bytes != offer.size_bytes:
+                image = folder.store.resize(image, offer.size_bytes)
+        else:
+            place = folder.store.locations()[0].name
+            image, fresh = folder.store.create(owner, offer.size_bytes, place), True
+        self._images[offer.name], self._fresh[offer.name] = image, fresh
+        opened = folder.store.open(image, writable=True)
+        self._open.callback(opened.close)
+        self._writable[offer.name] = opened
+
+    def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:
+        if not self._fresh[disk]:
+            return Content(self._digester, self._writable[disk], offer.size_bytes)
+        if self._folders[disk].store.is_known_zero(self._images[disk]):
+            return KnownZeros(self._digester)
+        return UnknownContent()
+
+    def _opened_in_store(self, image: StoredImage) -> Image:
+        opened = self._target.store.open(image, writable=False)
+        self._open.callback(opened.close)
+        return opened
+
+    def _cached_image(self, offer: DiskOffer) -> CachedImage:
+        drive, received = self._folders[offer.name].drive, self._received[offer.name]
+        return CachedImage(offer.name, offer.path, offer.size_bytes, received.digest, drive.identity, drive.device)
+
+    def _name_complete(self, folder: CacheFolder, image: StoredImage) -> None:
+        """For whoever looks at the drive. What counts is what was remembered."""
+        try:
+            folder.store.rename(image, 1)
+        except StoreError as error:
+            log.warning("an image keeps its name device=%s error=%s", folder.drive.device, error)
+
+
+@contextmanager
+def blamed_on(folder: CacheFolder) -> Iterator[None]:
+    """Name the drive where it was the drive that failed."""
+    try:
+        yield
+    except CacheDriveError:
+        raise
+    except ImageIOError as error:
+        if error.path.startswith(folder.folder):
+            raise _blame(folder, error) from error
+        raise
+    except (StoreError, OSError) as error:
+        raise _blame(folder, error) from error
+
+
+def _blame(folder: CacheFolder, error: Union[AnvilDrError, OSError]) -> CacheDriveError:
+    drive = folder.drive
+    known_as = " ".join(filter(None, [drive.device, f"({drive.model})" if drive.model else ""]))
+    return CacheDriveError(known_as, str(error))

@@ -1,0 +1,146 @@
+"""Complete sets that wait on cache drives to be copied to the store, as this machine remembers them.
+
+Touches `<state>/cached/<server>/`: `set.json`, written last and whole, and the firmware state that came with it.
+Only a set that is remembered here is copied by itself: what else lies on a drive could be anybody's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Dict, Final, List, Mapping, Optional, Tuple
+
+from anvil_dr import durable, naming
+from anvil_dr.errors import ImageNameError, ProtocolError, StateError
+from anvil_dr.wire import typed_json
+from anvil_dr.wire.protocol import DiskOffer, ServerOffer
+
+log = logging.getLogger(__name__)
+
+_FILE: Final = "set.json"
+_DEFINITION_CHARACTERS: Final = 8 << 20
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """One image of such a set."""
+
+    disk: str
+    path: str
+    """As the server's definition has it."""
+    size_bytes: int
+    digest: str
+    drive: str
+    """The identity of the drive that it lies on."""
+    device: str
+    """What that drive was called then, for people."""
+
+
+@dataclass(frozen=True)
+class CachedSet:
+    """Everything that is needed to make it the newest set in the store without the node."""
+
+    server: str
+    source: str
+    job_id: str
+    received_at: str
+    """ISO 8601, UTC."""
+    images: Tuple[CachedImage, ...]
+    definition: str = field(metadata={"characters": _DEFINITION_CHARACTERS})
+    left_out: Tuple[str, ...] = ()
+    firmware: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def offer(self) -> ServerOffer:
+        """As the node announced it."""
+        disks = tuple(DiskOffer(name=one.disk, size_bytes=one.size_bytes, path=one.path) for one in self.images)
+        return ServerOffer(self.server, self.definition, disks, self.left_out, dict(self.firmware))
+
+    @property
+    def devices(self) -> Tuple[str, ...]:
+        """The drives that it lies on, as they were called."""
+        return tuple(sorted({one.device for one in self.images}))
+
+
+def folder(state_directory: str) -> str:
+    """Where they are remembered."""
+    return os.path.join(state_directory, "cached")
+
+
+def keep(state_directory: str, cached: CachedSet, firmware: Mapping[str, bytes]) -> None:
+    """Remember a set, durably: from here on it is complete. Raise StateError."""
+    where = os.path.join(folder(state_directory), cached.server)
+    try:
+        if os.path.isdir(where):
+            forget(state_directory, cached.server)
+        durable.make_directories(where, mode=0o700)
+        for name, content in firmware.items():
+            durable.make_directories(os.path.dirname(os.path.join(where, name)), mode=0o700)
+            durable.replace(os.path.join(where, name), content, mode=0o600)
+        durable.replace(os.path.join(where, _FILE), typed_json.write(cached), mode=0o600)
+    except OSError as error:
+        raise StateError(f"the cached set of server {cached.server} cannot be remembered: {error}") from error
+
+
+def forget(state_directory: str, server: str) -> None:
+    """It is not needed any more. Nothing happens if there is none. Raise StateError."""
+    where = os.path.join(folder(state_directory), server)
+    try:
+        if os.path.lexists(os.path.join(where, _FILE)):
+            durable.remove(os.path.join(where, _FILE))
+        if os.path.isdir(where):
+            durable.remove_tree(where)
+    except OSError as error:
+        raise StateError(f"the cached set of server {server} cannot be forgotten: {error}") from error
+
+
+def of_server(state_directory: str, server: str) -> Optional[CachedSet]:
+    """The set of this server that waits; None if there is none. Raise StateError."""
+    path = os.path.join(folder(state_directory), server, _FILE)
+    try:
+        naming.check_server_name(server)
+        with open(path, "rb") as file:
+            cached = typed_json.read(CachedSet, file.read(), path)
+        if cached.server != server:
+            raise StateError(f"{path} is about another server")
+        return cached
+    except FileNotFoundError:
+        return None
+    except (ProtocolError, ImageNameError) as error:
+        raise StateError(str(error)) from error
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def all_of_them(state_directory: str) -> Tuple[CachedSet, ...]:
+    """Every set that waits, by server. One that cannot be read is named in the log. Raise StateError."""
+    try:
+        names = sorted(os.listdir(folder(state_directory)))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise StateError(f"{folder(state_directory)} cannot be read: {error.strerror}") from error
+    found: List[CachedSet] = []
+    for name in names:
+        try:
+            cached = of_server(state_directory, name)
+        except StateError as error:
+            log.error("a cached set is not known any more server=%r error=%s", name, error)
+            continue
+        if cached is not None:
+            found.append(cached)
+    return tuple(found)
+
+
+def firmware_of(state_directory: str, cached: CachedSet) -> Mapping[str, bytes]:
+    """The firmware state that came with it. Raise StateError."""
+    content: Dict[str, bytes] = {}
+    for name in cached.firmware:
+        path = os.path.join(folder(state_directory), cached.server, name)
+        try:
+            with open(path, "rb") as file:
+                content[name] = file.read()
+        except OSError as error:
+            raise StateError(f"{path} cannot be read: {error.strerror}") from error
+    return content

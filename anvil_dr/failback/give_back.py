@@ -1,0 +1,108 @@
+"""What is sent of a server that ran on the DR box, back to its node: a job turned round.
+
+Reads the store, the overlays, the state and the firmware state; changes nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Iterator, Mapping, Optional, Tuple
+
+from anvil_dr import definition, definition_files
+from anvil_dr.activation import boot_firmware
+from anvil_dr.activation.boot_firmware import FirmwarePlaces
+from anvil_dr.activation.overlays import Overlays
+from anvil_dr.cycling import sets
+from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, UsageError
+from anvil_dr.model import ImageRecord, ImageSet, StoredImage
+from anvil_dr.ports import Store
+from anvil_dr.records.state import State
+from anvil_dr.sending.send import OutgoingDisk, OutgoingServer, Source
+from anvil_dr.sending.source import open_source
+
+
+class Part:
+    """The beginning of an image: a volume is as large as its extents, and the disk on the node may be smaller."""
+
+    def __init__(self, whole: Source, size_bytes: int) -> None:
+        self._whole, self.size_bytes = whole, size_bytes
+
+    @property
+    def path(self) -> str:
+        return self._whole.path
+
+    def changed(self) -> Optional[str]:
+        return self._whole.changed()
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        """Fill `buffer`; past the end it is filled with zeros. Raise ImageIOError."""
+        wanted = max(0, min(len(buffer), self.size_bytes - offset_bytes))
+        self._whole.read_into(offset_bytes, buffer[:wanted])
+        buffer[wanted:] = bytes(len(buffer) - wanted)
+
+    def write(self, offset_bytes: int, data: memoryview) -> None:
+        self._whole.write(offset_bytes, data)
+
+    def zero(self, offset_bytes: int, length_bytes: int) -> None:
+        self._whole.zero(offset_bytes, length_bytes)
+
+    def data_ranges(self, offset_bytes: int, length_bytes: int) -> Iterator[Tuple[int, int]]:
+        return self._whole.data_ranges(offset_bytes, length_bytes)
+
+    def flush(self) -> None:
+        """Nothing to do: nothing is ever written."""
+
+    def forget_cached(self) -> None:
+        self._whole.forget_cached()
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+def outgoing(
+    server: str, store: Store, state: State, overlays: Overlays, places: FirmwarePlaces
+) -> OutgoingServer:
+    """The server as it ran here, off now. Raise UsageError, ImageInUseError, SourceError, StoreError, StateError."""
+    activation = state.activations().get(server)
+    if activation is None:
+        raise UsageError(
+            f"server {server} is not activated here, so its node has nothing to get back; "
+            f"what it sent last is in the store all the same (anvil-dr-status)"
+        )
+    if overlays.of(server) is not None:
+        raise UsageError(
+            f"what {server} wrote here is in overlays: put it into its images first, with: "
+            f"anvil-activate-dr --release {server} --keep"
+        )
+    known = sets.assemble(store.images(), state.set_records(server), state.pending(server))
+    ran_from = next((one for one in sets.of_server(known, server) if one.sequence == activation.sequence), None)
+    if ran_from is None or not ran_from.complete:
+        raise SourceError(f"set {activation.sequence} of {server}, which it ran from, is not complete any more")
+    for image in ran_from.images:
+        user = store.user(image)
+        if user is not None:
+            raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
+    file = definition_files.read(places.definitions, server)
+    try:
+        needs = definition.requirements(file.xml)
+    except DefinitionError as error:
+        raise DefinitionError(f"{file.path}: {file.problem or error}", server=server) from error
+
+    def firmware() -> Mapping[str, bytes]:
+        return boot_firmware.as_it_is(places, needs)
+
+    return OutgoingServer(
+        name=server,
+        definition=file.xml,
+        disks=tuple(_disk(image, ran_from) for image in ran_from.images),
+        keep_off=nullcontext,
+        firmware=firmware(),
+        read_firmware=firmware,
+    )
+
+
+def _disk(image: StoredImage, one: ImageSet) -> OutgoingDisk:
+    remembered = {each.identity: each for each in one.record.images} if one.record is not None else {}
+    record: Optional[ImageRecord] = remembered.get(image.identity)
+    size_bytes = record.size_bytes if record is not None else image.size_bytes
+    return OutgoingDisk(image.owner.disk, image.path, size_bytes, lambda: Part(open_source(image.path), size_bytes))

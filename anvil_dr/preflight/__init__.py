@@ -1,0 +1,1 @@
+"""What would keep a server from booting here, asked and judged before anything is booted."""

@@ -1,0 +1,1 @@
+"""The DR box at work: sessions with nodes, and each job as a transaction."""

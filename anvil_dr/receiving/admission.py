@@ -1,0 +1,230 @@
+"""May this job be taken? Checks it against what is here, and plans where its images go, before anything changes.
+
+Reads the store and the state; claims names, and has cycle.py finish what was begun; changes nothing else.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from dataclasses import dataclass
+from typing import Collection, Dict, Literal, Mapping, Sequence, Tuple
+
+from anvil_dr import definition, naming, words
+from anvil_dr.cycling import cycle, placement, rotation, sets
+from anvil_dr.errors import (
+    ImageInUseError,
+    NotAllowedError,
+    ServerActivatedError,
+    StoreError,
+)
+from anvil_dr.model import (
+    INCOMPLETE,
+    Allocation,
+    Create,
+    Demand,
+    ImageSet,
+    Keep,
+    Owner,
+    Replace,
+    Step,
+    StoredImage,
+)
+from anvil_dr.model import Sequence as SetNumber
+from anvil_dr.receiving.target import Target
+from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
+from anvil_dr.wire.protocol import DiskOffer, ServerOffer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """How one server's job begins: what is renamed, where its images will be."""
+
+    steps: Tuple[Step, ...]
+    demands: Tuple[Demand, ...]
+    allocations: Tuple[Allocation, ...]
+    warnings: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Intent:
+    """Names only; placement comes once every server of the job has one."""
+
+    server: str
+    steps: Tuple[Step, ...]
+    demands: Tuple[Demand, ...]
+    freed_bytes: Mapping[str, int]
+    warnings: Tuple[str, ...]
+
+
+def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
+    """Raise what is wrong with one server of a job; return warnings about its definition.
+
+    Claims its names, and finishes what earlier jobs of it began.
+    """
+    if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
+        raise NotAllowedError(offer.name)
+    for disk in offer.disks:
+        naming.check_image_names(
+            Owner(offer.name, disk.name), target.store.kind, target.config.store.locations, target.config.copies
+        )
+    warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
+    if offer.name in target.state.activations():
+        raise ServerActivatedError(offer.name)
+    for disk in offer.disks:
+        target.state.claim(Owner(offer.name, disk.name))
+    with target.names:
+        cycle.settle(target.store, target.state, offer.name)
+    return warnings
+
+
+def disk_names(offer: ServerOffer) -> Mapping[str, str]:
+    """The names of a server's disks, by their paths in its definition."""
+    return {disk.path: disk.name for disk in offer.disks}
+
+
+def make_definition(
+    target: Target, server: str, xml: str, disks: Mapping[str, str], left_out: Sequence[str]
+) -> definition.Made:
+    """The definition for the DR box; `disks` are names by path. Raise DefinitionError. No file is touched."""
+    kind: Literal["file", "block"] = "block" if target.store.kind == "lvm" else "file"
+    paths = {
+        path: definition.DiskTarget(target.store.path(Owner(server, name), 1), kind) for path, name in disks.items()
+    }
+    return definition.make_dr_definition(xml, server, paths, tuple(left_out), nvram_path(target, server))
+
+
+def nvram_path(target: Target, server: str) -> str:
+    """Where `virsh create` finds the server's UEFI variables (SPEC section 7)."""
+    return f"{target.config.definitions}/nvram/{server}.fd"
+
+
+def plan_servers(
+    target: Target, job_id: str, offers: Sequence[ServerOffer], cached: Collection[str] = ()
+) -> Dict[str, ServerPlan]:
+    """Plan the beginning of some servers of one job together. Changes nothing.
+
+    Of `cached` servers a complete set is on a cache drive by the time that the plan is carried out.
+    Raise StoreFullError if they don't all fit; ImageInUseError or StoreError if an image of one cannot be used.
+    """
+    intents = [_intend(target, offer, offer.name in cached) for offer in offers]
+    demands = [demand for intent in intents for demand in intent.demands]
+    freed: Dict[str, int] = {}
+    for intent in intents:
+        for location, size in intent.freed_bytes.items():
+            freed[location] = freed.get(location, 0) + size
+    promised = target.promised(but=(job_id, offers[0].name)) if len(offers) == 1 else target.promised()
+    allocations = placement.plan_placement(target.store.locations(), tuple(demands), freed, promised)
+    plans: Dict[str, ServerPlan] = {}
+    for intent in intents:
+        # In the order that placement gave them: there is room for each when its turn comes.
+        mine = tuple(allocation for allocation in allocations if allocation.owner.server == intent.server)
+        plans[intent.server] = ServerPlan(intent.steps, intent.demands, mine, intent.warnings)
+    return plans
+
+
+def space_taken(plan: ServerPlan) -> Mapping[str, int]:
+    """Bytes that a plan's new and grown images will take, by location."""
+    demands = {demand.owner: demand for demand in plan.demands}
+    taken: Dict[str, int] = {}
+    for allocation in plan.allocations:
+        demand = demands[allocation.owner]
+        size = demand.existing_bytes if isinstance(allocation, Keep) else allocation.size_bytes
+        paid = 0 if isinstance(allocation, (Create, Replace)) else demand.existing_bytes
+        if demand.data_bytes is not None:
+            size = min(size, demand.data_bytes)
+            paid = max(0, paid - demand.holes_bytes)
+        taken[allocation.location] = taken.get(allocation.location, 0) + max(0, size - paid)
+    return taken
+
+
+def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
+    """Raise ImageInUseError if anything runs on an image of the server (SPEC section 3).
+
+    A rehearsal gives way at once. Raise HypervisorError if it doesn't.
+    """
+    for server in sorted({image.owner.server for image in images}):
+        if RehearsalTurns(target.config.runtime).end(server):
+            log.info("a rehearsal has been ended for a job server=%s", server)
+    for image in images:
+        user = target.store.user(image)
+        if user is not None:
+            raise ImageInUseError(naming.image_name(image.owner, image.sequence), user)
+
+
+def server_sets(target: Target, server: str) -> Tuple[ImageSet, ...]:
+    state = target.state
+    return sets.assemble(cycle.images_of(target.store, server), state.set_records(server), state.pending(server))
+
+
+def needs_cache(target: Target, offer: ServerOffer) -> bool:
+    """True if the job would write over the server's last complete set (SPEC section 3, N = 1). Raise StoreError."""
+    if target.config.copies > 1:
+        return False
+    known = tuple(sets.to_planner(one) for one in server_sets(target, offer.name))
+    disks = tuple(disk.name for disk in offer.disks)
+    steps = rotation.plan_start(offer.name, known, disks, 1) + rotation.plan_overwrite(offer.name, known, disks)
+    return rotation.leaves_no_complete_set(known, steps)
+
+
+def _intend(target: Target, offer: ServerOffer, cached: bool) -> _Intent:
+    present = server_sets(target, offer.name)
+    images = [image for one in present for image in one.images]
+    check_images_free(target, images)
+    disks = tuple(disk.name for disk in offer.disks)
+    known = tuple(sets.to_planner(one) for one in present)
+    steps = rotation.plan_start(offer.name, known, disks, target.config.copies, _young(target, present))
+    warnings: Tuple[str, ...] = ()
+    if target.config.copies == 1:
+        steps += rotation.plan_overwrite(offer.name, known, disks)
+        if not cached and rotation.leaves_no_complete_set(known, steps):
+            warnings = (_alone(target, offer.name),)
+    afterwards = rotation.outcome(images, steps)
+    kept = {image.identity for image in afterwards}
+    recycled = {image.owner: image for image in afterwards if image.sequence == INCOMPLETE}
+    freed: Dict[str, int] = {}
+    for image in images:
+        if image.identity not in kept:
+            freed[image.location] = freed.get(image.location, 0) + image.size_bytes - image.holes_bytes
+    return _Intent(
+        offer.name,
+        steps,
+        tuple(_demand(target, offer.name, disk, recycled) for disk in offer.disks),
+        freed,
+        warnings,
+    )
+
+
+def _young(target: Target, present: Sequence[ImageSet]) -> Tuple[SetNumber, ...]:
+    """The sets that are younger than `min_set_age`. One whose time is not known is not; one of the future is."""
+    now = words.moment(target.now())
+    least_seconds = target.config.min_set_age
+    if not least_seconds or now is None:
+        return ()
+    received = ((one.sequence, words.moment(one.record.received_at)) for one in present if one.record is not None)
+    return tuple(
+        number for number, at in received if at is not None and (now - at).total_seconds() < least_seconds
+    )
+
+
+def _demand(target: Target, server: str, disk: DiskOffer, recycled: Mapping[Owner, StoredImage]) -> Demand:
+    owner = Owner(server, disk.name)
+    image = recycled.get(owner)
+    data_bytes = disk.data_bytes if target.store.kind == "fs" else None  # volumes have no holes
+    if image is None:
+        return Demand(owner, disk.size_bytes, data_bytes=data_bytes)
+    return Demand(owner, disk.size_bytes, image.location, image.size_bytes, image.holes_bytes, data_bytes)
+
+
+def _alone(target: Target, server: str) -> str:
+    if target.config.require_cache:
+        raise StoreError(
+            f"server {server} has one copy and there is no cache drive with room for it meanwhile; "
+            "require_cache forbids writing over it"
+        )
+    return (
+        f"server {server} has one copy and no cache drive with room for it: "
+        "until this job has succeeded there is no complete set of it"
+    )

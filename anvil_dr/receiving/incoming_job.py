@@ -1,0 +1,270 @@
+"""One job on the target: which of its servers are taken, and each of them seen through.
+
+Touches the session's conversation; receive.py does the work. An error of one server ends that server only.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Dict, List, Sequence, Tuple
+
+from anvil_dr.activation import nodes
+from anvil_dr.activation.life_signs import Node
+from anvil_dr.caching import cached_copy, caching
+from anvil_dr.caching.cache_plan import CachePlan
+from anvil_dr.caching.cached_receive import CachedReceiver
+from anvil_dr.caching.cached_sets import CachedSet
+from anvil_dr.errors import AnvilDrError, ProtocolError
+from anvil_dr.model import JobRecord
+from anvil_dr.receiving import admission, announcement
+from anvil_dr.receiving.conversation import Aborted, Conversation
+from anvil_dr.receiving.receive import ServerReceiver
+from anvil_dr.receiving.target import JobProgress, Target
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.digest import SEGMENT_BYTES, Digester
+from anvil_dr.wire.protocol import (
+    MAX_FIRMWARE_BYTES,
+    DiskBegin,
+    DiskEnd,
+    DiskReady,
+    Firmware,
+    Job,
+    JobDone,
+    JobPlan,
+    Kind,
+    Refusal,
+    ServerBegin,
+    ServerDone,
+    ServerEnd,
+    ServerFailed,
+    ServerOffer,
+    ServerPlan,
+    ServerReady,
+    decode,
+)
+from anvil_dr.words import printable
+
+log = logging.getLogger(__name__)
+
+
+class IncomingJob:
+    """A job that was announced, until its end."""
+
+    def __init__(
+        self,
+        target: Target,
+        channel: Channel,
+        conversation: Conversation,
+        digester: Digester,
+        node: str,
+        allowed: Sequence[str],
+        address: str = "",
+    ) -> None:
+        self._target, self._channel, self._conversation = target, channel, conversation
+        self._digester, self._node, self._allowed, self._address = digester, node, allowed, address
+        self._cache = CachePlan()
+        self._cached: Dict[str, CachedSet] = {}
+        """Servers whose sets are complete on cache drives, and have to be copied to the store."""
+        self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
+
+    def run(self, job: Job) -> bool:
+        """See it through. False if a server of it failed or was refused. Raise ProtocolError."""
+        announcement.check_job(job)
+        log.info("job begun job=%s name=%r node=%r", self._id, job.name, self._node)
+        accepted: List[ServerOffer] = []
+        try:
+            plans = self._admit(job, accepted)
+            self._conversation.send(JobPlan(self._id, tuple(plans)))
+            total = sum(disk.size_bytes for offer in accepted for disk in offer.disks)
+            progress = JobProgress(self._id, self._node, tuple(offer.name for offer in accepted), total)
+            before = self._channel.wire_bytes
+            progress.wire_bytes = lambda: self._channel.wire_bytes - before
+            done: List[str] = []
+            with self._target.running(progress):
+                for offer in accepted:
+                    if self._server(offer, progress):
+                        done.append(offer.name)
+                    progress.current_bytes = lambda: 0
+                    progress.finished_bytes += sum(disk.size_bytes for disk in offer.disks)
+                    if offer.name in self._cached and not self._cache.together:
+                        self._copy_now(offer.name)
+                    if offer.name not in self._cached:
+                        self._target.vacate(offer.name, self._id)
+            self._conversation.take(Kind.JOB_END)
+            failed = tuple(offer.name for offer in job.servers if offer.name not in done)
+            self._conversation.send(JobDone(tuple(done), failed))
+            log.info("job ended job=%s succeeded=%s failed=%s", self._id, ",".join(done), ",".join(failed))
+            return not failed
+        finally:
+            # Only now: the copies would slow down what was still arriving.
+            for cached in self._cached.values():
+                cached_copy.copy_later(self._target, cached, self._id)
+            for offer in accepted:
+                if offer.name not in self._cached:
+                    self._target.vacate(offer.name, self._id)
+
+    def _copy_now(self, server: str) -> None:
+        """There is no room for the next one before this one is in the store; the node waits meanwhile."""
+        try:
+            cached_copy.copy(self._target, self._cached[server])
+        except AnvilDrError as error:
+            # Its set is complete, and it's tried again at the end of the job.
+            log.error("set stays on its cache drive server=%s code=%s error=%s", server, error.code, error)
+        else:
+            del self._cached[server]
+
+    # — admission —
+
+    def _admit(self, job: Job, accepted: List[ServerOffer]) -> List[ServerPlan]:
+        """Say for each server whether it is taken. Those that are belong to this job from now on."""
+        plans: List[ServerPlan] = []
+        for offer in job.servers:
+            try:
+                warnings = self._admit_one(offer)
+            except AnvilDrError as error:
+                plans.append(self._refuse(offer, error))
+            else:
+                accepted.append(offer)
+                plans.append(ServerPlan(offer.name, None, warnings))
+        try:
+            self._cache = caching.plan(self._target, accepted)
+            self._promise(accepted)
+        except AnvilDrError as error:
+            # SPEC section 4: what does not fit as a whole is refused as a whole.
+            for offer in accepted:
+                self._target.vacate(offer.name, self._id)
+                plans = [p for p in plans if p.name != offer.name] + [self._refuse(offer, error)]
+            accepted.clear()
+        return plans
+
+    def _admit_one(self, offer: ServerOffer) -> Tuple[str, ...]:
+        announcement.check_server(offer)
+        warnings = admission.check_server(self._target, offer, self._allowed)
+        self._target.occupy(offer.name, self._id)
+        try:
+            # Alone first, so that what is wrong with one server does not refuse the others.
+            with self._target.names:
+                cached = caching.plan(self._target, [offer]).servers
+                plan = admission.plan_servers(self._target, self._id, [offer], cached)[offer.name]
+        except AnvilDrError:
+            self._target.vacate(offer.name, self._id)
+            raise
+        return warnings + plan.warnings
+
+    def _promise(self, accepted: Sequence[ServerOffer]) -> None:
+        if not accepted:
+            return
+        with self._target.names:
+            for server, plan in admission.plan_servers(
+                self._target, self._id, accepted, self._cache.servers
+            ).items():
+                self._target.promise(self._id, server, admission.space_taken(plan))
+
+    def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
+        log.warning("server refused job=%s server=%r code=%s error=%s", self._id, offer.name, error.code, error)
+        if error.code in ("ServerActivated", "StoreFull", "ImageInUse", "Store", "Definition"):
+            now = self._target.now()
+            self._target.state.job_finished(JobRecord(self._id, offer.name, self._node, "failed", now, now, str(error)))
+        return ServerPlan(offer.name, Refusal(error.code, str(error)))
+
+    # — one server —
+
+    def _server(self, offer: ServerOffer, progress: JobProgress) -> bool:
+        begin = self._conversation.expect(ServerBegin)
+        if begin.server != offer.name:
+            raise ProtocolError(f"server {begin.server!r} began where {offer.name!r} was due")
+        started_at = self._target.now()
+        self._target.state.job_started(JobRecord(self._id, offer.name, self._node, "running", started_at))
+        nodes.remember(self._target.config.state, offer.name, Node(self._node, self._address, started_at))
+        before = self._channel.wire_bytes
+        kind = CachedReceiver if offer.name in self._cache.servers else ServerReceiver
+        receiver = kind(self._target, self._channel, self._digester, self._id, self._node, offer)
+        progress.current_bytes = receiver.done_bytes
+        error = "the service failed in a way nobody foresaw; its log says more"
+        try:
+            with self._conversation.about(offer.name):
+                done = self._receive(receiver, offer, before, progress)
+            error = ""
+            self._conversation.send(done)
+        except Aborted as aborted:
+            error = f"the node gave up: {aborted.message.message}"
+            self._conversation.send(ServerFailed(offer.name, aborted.message.code, aborted.message.message))
+        except ProtocolError as broken:
+            # Once its set is complete it has succeeded, whether or not the node could be told.
+            error = error and str(broken)
+            raise
+        except AnvilDrError as failed:
+            error = str(failed)
+            self._give_up(offer, failed)
+        finally:
+            receiver.close()
+            if isinstance(receiver, CachedReceiver) and receiver.cached is not None:
+                self._cached[offer.name] = receiver.cached
+            wire_bytes = self._channel.wire_bytes - before
+            self._target.state.job_finished(
+                JobRecord(
+                    self._id, offer.name, self._node, "failed" if error else "succeeded", started_at,
+                    self._target.now(), error or None, wire_bytes, receiver.written_bytes,
+                )
+            )  # fmt: skip
+            log.info(
+                "server ended job=%s server=%s state=%s wire_bytes=%d written_bytes=%d error=%r",
+                self._id, offer.name, "failed" if error else "succeeded", wire_bytes, receiver.written_bytes, error,
+            )  # fmt: skip
+        return not error
+
+    def _receive(
+        self, receiver: ServerReceiver, offer: ServerOffer, before: int, progress: JobProgress
+    ) -> ServerDone:
+        compare = receiver.begin()
+        self._conversation.send(
+            ServerReady(
+                offer.name, tuple(DiskReady(disk.name, compare[disk.name]) for disk in offer.disks), receiver.warnings
+            )
+        )
+        for name in offer.firmware:
+            self._firmware(receiver, name)
+        for _ in offer.disks:
+            self._disk(receiver, self._conversation.expect(DiskBegin).disk, progress)
+        if self._conversation.expect(ServerEnd).server != offer.name:
+            raise ProtocolError(f"a server other than {offer.name!r} was ended")
+        received_at, path, made, warnings = receiver.complete()
+        wire_bytes = self._channel.wire_bytes - before
+        return ServerDone(offer.name, received_at, wire_bytes, receiver.written_bytes, path, made, warnings)
+
+    def _disk(self, receiver: ServerReceiver, name: str, progress: JobProgress) -> None:
+        disk = receiver.disk(name, self._target.window)
+        progress.disk = name
+        while True:
+            kind, content = self._conversation.next()
+            if kind is Kind.DISK_END:
+                end = decode(DiskEnd, content)
+                self._conversation.send(receiver.disk_done(end.disk, printable(end.digest)))
+                progress.disk = ""
+                return
+            disk.handle(kind, content)
+
+    def _firmware(self, receiver: ServerReceiver, name: str) -> None:
+        # Its size may be another than the one in the job: a TPM's state grows until its server is off.
+        announced = self._conversation.expect(Firmware)
+        if announced.name != name:
+            raise ProtocolError(f"firmware state {announced.name!r} is not due")
+        size_bytes = announced.size_bytes
+        if size_bytes > MAX_FIRMWARE_BYTES - receiver.firmware_bytes:
+            raise ProtocolError(f"there is too much firmware state: {name!r} has {size_bytes} bytes")
+        content = bytearray()
+        while len(content) < size_bytes:
+            part = self._conversation.take(Kind.FIRMWARE_DATA)
+            if not part or len(content) + len(part) > size_bytes:
+                raise ProtocolError(f"firmware state {name!r} has the wrong length")
+            content += part
+        receiver.firmware(name, bytes(content))
+
+    def _give_up(self, offer: ServerOffer, error: AnvilDrError) -> None:
+        log.warning("server failed job=%s server=%s code=%s error=%s", self._id, offer.name, error.code, error)
+        # What a node may have sent before it hears of this: its firmware state, and the segments of the window.
+        firmware_bytes = MAX_FIRMWARE_BYTES if offer.firmware else 0
+        under_way_bytes = firmware_bytes + (self._target.window + 2) * SEGMENT_BYTES
+        with self._conversation.about(offer.name):
+            self._conversation.fail(offer.name, error, under_way_bytes)

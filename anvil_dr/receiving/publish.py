@@ -1,0 +1,80 @@
+"""Puts in place what belongs to a server's newest set beside its images: its definition, and its UEFI variables.
+
+Touches the folder of definitions, the kept firmware state, and the state. Done after every promotion; journaled, so
+that what a crash prevents is done at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Tuple
+
+from anvil_dr import durable, firmware
+from anvil_dr.cycling import cycle, sets
+from anvil_dr.errors import StateError, StoreError
+from anvil_dr.model import JournalEntry
+from anvil_dr.receiving import admission
+from anvil_dr.receiving.target import Target
+
+log = logging.getLogger(__name__)
+
+
+def publish(target: Target, entry: JournalEntry) -> Tuple[str, bool, Tuple[str, ...]]:
+    """Do it, and forget the plan to. Returns the definition's path, whether it was made now, warnings about it.
+
+    Raise StoreError, StateError, DefinitionError: the plan stays pending, with the reason.
+    """
+    server, state = entry.server, target.state
+    try:
+        if entry.record is not None and server not in state.activations():
+            firmware.publish_nvram(target.config.state, entry.record, admission.nvram_path(target, server))
+        made = _definition(target, server)
+    except (StoreError, StateError) as error:
+        state.note_failure(entry, str(error))
+        raise
+    state.finish(entry)
+    _tidy(target, server)
+    return made
+
+
+def _definition(target: Target, server: str) -> Tuple[str, bool, Tuple[str, ...]]:
+    """Make it if there is none: it is the admin's from then on (SPEC section 7)."""
+    folder = target.config.definitions
+    path = os.path.join(folder, f"{server}.xml")
+    source = target.state.source_definition(server)
+    if os.path.lexists(path) or source is None:
+        return path, False, ()
+    made = admission.make_definition(target, server, source.xml, source.disks, source.left_out)
+    try:
+        durable.make_directories(folder)
+        try:
+            # Readable for root only: a console's password is in it, as it was at the node.
+            durable.write_new(path, made.xml.encode("utf-8"), mode=0o600)
+        except FileExistsError:
+            return path, False, ()
+    except OSError as error:
+        raise StoreError(
+            f"the set is complete, but its definition {path} cannot be written: {error.strerror}"
+        ) from error
+    log.info("definition made server=%s path=%s", server, path)
+    return path, True, made.warnings
+
+
+def _tidy(target: Target, server: str) -> None:
+    """Forget sets whose every image somebody removed, and the firmware state of sets that are gone."""
+    state = target.state
+    images = cycle.images_of(target.store, server)
+    present = {image.identity for image in images}
+    gone = [
+        image.identity
+        for record in state.set_records(server)
+        if not present & {image.identity for image in record.images}
+        for image in record.images
+    ]
+    if gone:
+        state.forget_images(gone)
+    records = state.set_records(server)
+    if all(one.record is not None for one in sets.assemble(images, records) if one.complete):
+        # Otherwise the state was lost, and nobody knows which of the kept ones belongs to the sets that are here.
+        firmware.prune(target.config.state, server, records)

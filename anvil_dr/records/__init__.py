@@ -1,0 +1,1 @@
+"""What must survive a reboot: the state database, its journal, and a spare copy of it."""
