@@ -6,7 +6,7 @@ Pure: values in, a plan out. Drives are filled in the order given, the largest f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from anvil_dr.model import CacheDrive, Owner
 
@@ -23,6 +23,8 @@ class CacheDemand:
     """Identity of the drive that has a part of it already, from a job that broke."""
     present_bytes: int = 0
     """What that part takes there."""
+    never_on: FrozenSet[str] = frozenset()
+    """Identities of the drives that it may not go to."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def place(demands: Iterable[CacheDemand], drives: Sequence[CacheDrive]) -> Optio
             reused = demand.present_bytes if drive.identity == demand.present_on else 0
             needed = max(0, space_bytes(demand.size_bytes) - reused)
             largest = drive.largest_file_bytes
+            if drive.identity in demand.never_on:
+                continue
             if needed <= free[drive.identity] and (largest is None or demand.size_bytes <= largest):
                 free[drive.identity] -= needed
                 places[demand.owner] = drive

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
-from typing import Dict, Iterator, Mapping, Optional, Tuple, Union
+from typing import Dict, Mapping, Optional, Tuple
 
 from anvil_dr.caching import cached_copy, cached_sets, caching
+from anvil_dr.caching.blame import blamed_on, known_as
 from anvil_dr.caching.cached_sets import CachedImage, CachedSet
 from anvil_dr.cycling import sets
-from anvil_dr.errors import AnvilDrError, CacheDriveError, ImageIOError, StoreError
-from anvil_dr.model import INCOMPLETE, Owner, StoredImage
+from anvil_dr.errors import CacheDriveError, StoreError
+from anvil_dr.model import INCOMPLETE, CacheDrive, Owner, StoredImage
 from anvil_dr.ports import CacheFolder, Image
 from anvil_dr.receiving import admission
 from anvil_dr.receiving.receive import ServerReceiver
@@ -48,14 +48,12 @@ class CachedReceiver(ServerReceiver):
         """Choose and mount the drives. Raise CacheDriveError, ImageInUseError, StoreError, StateError."""
         server, target = self._offer.name, self._target
         self._folders: Dict[str, CacheFolder] = {}
-        waiting = cached_sets.of_server(target.config.state, server)
-        if waiting is not None:
-            cached_copy.copy_or_give_up(target, waiting)
+        stay = cached_copy.copy_what_waits(target, server)
         self._refuse_if_activated()
         drives = target.cache_drives
         if drives is None:
             raise AssertionError("planned without drives")
-        for disk, drive in caching.places(target, self._offer).items():
+        for disk, drive in self._places(stay).items():
             self._folders[disk] = self._open.enter_context(drives.use(drive))
         present = admission.server_sets(target, server)
         admission.check_images_free(target, [image for one in present for image in one.images])
@@ -120,6 +118,16 @@ class CachedReceiver(ServerReceiver):
             self._name_complete(self._folders[disk], image)
         return cached.received_at, os.path.join(target.config.definitions, f"{server}.xml"), False, ()
 
+    def _places(self, stay: Tuple[CachedSet, ...]) -> Mapping[str, CacheDrive]:
+        """Where its images go. Drives that did not give back what waits on them come last."""
+        failed = frozenset().union(*(cached.drives for cached in stay))
+        try:
+            return caching.places(self._target, self._offer, failed)
+        except CacheDriveError:
+            if not cached_copy.make_room(self._target, stay):
+                raise
+            return caching.places(self._target, self._offer)
+
     def _begin_image(self, offer: DiskOffer, folder: CacheFolder) -> None:
         """The file that this disk goes into: what is left of a job that broke, or a new one."""
         owner = Owner(self._offer.name, offer.name)
@@ -151,7 +159,9 @@ class CachedReceiver(ServerReceiver):
 
     def _cached_image(self, offer: DiskOffer) -> CachedImage:
         drive, received = self._folders[offer.name].drive, self._received[offer.name]
-        return CachedImage(offer.name, offer.path, offer.size_bytes, received.digest, drive.identity, drive.device)
+        return CachedImage(
+            offer.name, offer.path, offer.size_bytes, received.digest, drive.identity, drive.device, known_as(drive)
+        )
 
     def _name_complete(self, folder: CacheFolder, image: StoredImage) -> None:
         """For whoever looks at the drive. What counts is what was remembered."""
@@ -159,24 +169,3 @@ class CachedReceiver(ServerReceiver):
             folder.store.rename(image, 1)
         except StoreError as error:
             log.warning("an image keeps its name device=%s error=%s", folder.drive.device, error)
-
-
-@contextmanager
-def blamed_on(folder: CacheFolder) -> Iterator[None]:
-    """Name the drive where it was the drive that failed."""
-    try:
-        yield
-    except CacheDriveError:
-        raise
-    except ImageIOError as error:
-        if error.path.startswith(folder.folder):
-            raise _blame(folder, error) from error
-        raise
-    except (StoreError, OSError) as error:
-        raise _blame(folder, error) from error
-
-
-def _blame(folder: CacheFolder, error: Union[AnvilDrError, OSError]) -> CacheDriveError:
-    drive = folder.drive
-    known_as = " ".join(filter(None, [drive.device, f"({drive.model})" if drive.model else ""]))
-    return CacheDriveError(known_as, str(error))

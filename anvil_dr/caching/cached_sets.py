@@ -1,7 +1,8 @@
 """Complete sets that wait on cache drives to be copied to the store, as this machine remembers them.
 
-Touches `<state>/cached/<server>/`: `set.json`, written last and whole, and the firmware state that came with it.
-Only a set that is remembered here is copied by itself: what else lies on a drive could be anybody's.
+Touches `<state>/cached/<server>/<job>/`: `set.json`, written last and whole, and the firmware state that came with it.
+Only a set that is remembered here is copied by itself: what else lies on a drive could be anybody's. A server can have
+several: what lies on a drive that is not there is remembered until something newer is complete in the store.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Dict, Final, List, Mapping, Optional, Tuple
+from typing import Dict, Final, FrozenSet, List, Mapping, Tuple
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageNameError, ProtocolError, StateError
@@ -35,6 +36,8 @@ class CachedImage:
     """The identity of the drive that it lies on."""
     device: str
     """What that drive was called then, for people."""
+    known_as: str = ""
+    """The same, with its model and serial number."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,12 @@ class CachedSet:
     @property
     def devices(self) -> Tuple[str, ...]:
         """The drives that it lies on, as they were called."""
-        return tuple(sorted({one.device for one in self.images}))
+        return tuple(sorted({one.known_as or one.device for one in self.images}))
+
+    @property
+    def drives(self) -> FrozenSet[str]:
+        """The identities of those drives."""
+        return frozenset(one.drive for one in self.images)
 
 
 def folder(state_directory: str) -> str:
@@ -69,11 +77,9 @@ def folder(state_directory: str) -> str:
 
 
 def keep(state_directory: str, cached: CachedSet, firmware: Mapping[str, bytes]) -> None:
-    """Remember a set, durably: from here on it is complete. Raise StateError."""
-    where = os.path.join(folder(state_directory), cached.server)
+    """Remember a set, durably: from here on it is complete. Those remembered before stay. Raise StateError."""
+    where = _place(state_directory, cached)
     try:
-        if os.path.isdir(where):
-            forget(state_directory, cached.server)
         durable.make_directories(where, mode=0o700)
         for name, content in firmware.items():
             durable.make_directories(os.path.dirname(os.path.join(where, name)), mode=0o700)
@@ -83,64 +89,70 @@ def keep(state_directory: str, cached: CachedSet, firmware: Mapping[str, bytes])
         raise StateError(f"the cached set of server {cached.server} cannot be remembered: {error}") from error
 
 
-def forget(state_directory: str, server: str) -> None:
-    """It is not needed any more. Nothing happens if there is none. Raise StateError."""
-    where = os.path.join(folder(state_directory), server)
+def forget(state_directory: str, cached: CachedSet) -> None:
+    """It is not needed any more. Nothing happens if it is forgotten already. Raise StateError."""
+    where = _place(state_directory, cached)
     try:
         if os.path.lexists(os.path.join(where, _FILE)):
             durable.remove(os.path.join(where, _FILE))
         if os.path.isdir(where):
             durable.remove_tree(where)
     except OSError as error:
-        raise StateError(f"the cached set of server {server} cannot be forgotten: {error}") from error
+        raise StateError(f"the cached set of server {cached.server} cannot be forgotten: {error}") from error
 
 
-def of_server(state_directory: str, server: str) -> Optional[CachedSet]:
-    """The set of this server that waits; None if there is none. Raise StateError."""
-    path = os.path.join(folder(state_directory), server, _FILE)
+def of_server(state_directory: str, server: str) -> Tuple[CachedSet, ...]:
+    """The sets of this server that wait, the oldest first. One that can't be read is named in the log.
+
+    Raise StateError.
+    """
+    found: List[CachedSet] = []
     try:
         naming.check_server_name(server)
-        with open(path, "rb") as file:
-            cached = typed_json.read(CachedSet, file.read(), path)
-        if cached.server != server:
-            raise StateError(f"{path} is about another server")
-        return cached
-    except FileNotFoundError:
-        return None
-    except (ProtocolError, ImageNameError) as error:
-        raise StateError(str(error)) from error
+        jobs = os.listdir(os.path.join(folder(state_directory), server))
+    except (FileNotFoundError, NotADirectoryError, ImageNameError):
+        return ()
     except OSError as error:
-        raise StateError(f"{path} cannot be read: {error.strerror}") from error
+        raise StateError(f"{folder(state_directory)} cannot be read: {error.strerror}") from error
+    for job in jobs:
+        path = os.path.join(folder(state_directory), server, job, _FILE)
+        try:
+            with open(path, "rb") as file:
+                cached = typed_json.read(CachedSet, file.read(), path)
+            if (cached.server, cached.job_id) == (server, job):
+                found.append(cached)
+            else:
+                log.error("a cached set is not known any more path=%r error=%s", path, "it is about another job")
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it never was complete, or has just been forgotten
+        except (OSError, ProtocolError) as error:
+            log.error("a cached set is not known any more path=%r error=%s", path, error)
+    return tuple(sorted(found, key=lambda one: (one.received_at, one.job_id)))
 
 
 def all_of_them(state_directory: str) -> Tuple[CachedSet, ...]:
-    """Every set that waits, by server. One that cannot be read is named in the log. Raise StateError."""
+    """Every set that waits, by server, the oldest first. Raise StateError."""
     try:
         names = sorted(os.listdir(folder(state_directory)))
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise StateError(f"{folder(state_directory)} cannot be read: {error.strerror}") from error
-    found: List[CachedSet] = []
-    for name in names:
-        try:
-            cached = of_server(state_directory, name)
-        except StateError as error:
-            log.error("a cached set is not known any more server=%r error=%s", name, error)
-            continue
-        if cached is not None:
-            found.append(cached)
-    return tuple(found)
+    return tuple(cached for name in names for cached in of_server(state_directory, name))
 
 
 def firmware_of(state_directory: str, cached: CachedSet) -> Mapping[str, bytes]:
     """The firmware state that came with it. Raise StateError."""
     content: Dict[str, bytes] = {}
     for name in cached.firmware:
-        path = os.path.join(folder(state_directory), cached.server, name)
+        path = os.path.join(_place(state_directory, cached), name)
         try:
             with open(path, "rb") as file:
                 content[name] = file.read()
         except OSError as error:
             raise StateError(f"{path} cannot be read: {error.strerror}") from error
     return content
+
+
+def _place(state_directory: str, cached: CachedSet) -> str:
+    return os.path.join(folder(state_directory), cached.server, cached.job_id)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from datetime import datetime, timezone
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from rich.console import Console
 from rich.text import Text
@@ -58,7 +58,7 @@ def _show(path: str, *, as_json: bool) -> int:
         state,
         running_jobs=lambda: inquiry.running_jobs(config.socket),
         cache_drives=lambda: _cache_drives(config, state),
-        waiting=lambda: _waiting(config),
+        waiting=lambda drives: _waiting(config, drives),
         # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
         check=store.check if store.kind == "fs" and os.geteuid() == 0 else lambda: None,
         problems=problems,
@@ -89,12 +89,17 @@ def _cache_drives(config: configuration.Config, state: Optional[State]) -> Tuple
     return () if drives is None else drives.survey()
 
 
-def _waiting(config: configuration.Config) -> Dict[str, str]:
-    return {
-        one.server: f"a complete set, received {one.received_at}, is on cache drive {', '.join(one.devices)} "
-        "and on its way to the store"
+def _waiting(config: configuration.Config, drives: Tuple[CacheDrive, ...]) -> Tuple[status.WaitingSet, ...]:
+    problems = {drive.identity: drive.problem for drive in reversed(drives)}
+
+    def problem(identities: Iterable[str]) -> Optional[str]:
+        found = (problems.get(identity, "it is not plugged in") for identity in sorted(identities))
+        return next(filter(None, found), None)
+
+    return tuple(
+        status.WaitingSet(one.server, one.job_id, one.received_at, one.devices, problem(one.drives))
         for one in cached_sets.all_of_them(config.state)
-    }
+    )
 
 
 def _print(lines: Sequence[status_text.Line]) -> None:

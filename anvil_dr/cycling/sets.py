@@ -66,6 +66,12 @@ def newest_complete(sets: Iterable[ImageSet]) -> Optional[ImageSet]:
     return min(complete, key=lambda one: _rank(one.sequence), default=None)
 
 
+def has_one_as_new(own: Iterable[ImageSet], job_id: str, received_at: str) -> bool:
+    """True if a complete set among these is that of this job, or came after it. Those of one server."""
+    records = [one.record for one in own if one.complete and not one.rotten and one.record is not None]
+    return any(record.job_id == job_id or record.received_at > received_at for record in records)
+
+
 def _rank(sequence: Sequence) -> Tuple[bool, int]:
     return (True, 0) if sequence == INCOMPLETE else (False, sequence)
 

@@ -98,11 +98,19 @@ class IncomingJob:
             return not failed
         finally:
             # Only now: the copies would slow down what was still arriving.
-            for cached in self._cached.values():
-                cached_copy.copy_later(self._target, cached, self._id)
+            for server in self._cached:
+                cached_copy.copy_later(self._target, server, self._id)
             for offer in accepted:
                 if offer.name not in self._cached:
                     self._target.vacate(offer.name, self._id)
+            self._copy_what_waited()
+
+    def _copy_what_waited(self) -> None:
+        """Sets of earlier jobs, whose drives may have come back while these servers were busy."""
+        try:
+            cached_copy.resume(self._target)
+        except AnvilDrError as error:
+            log.error("sets on cache drives cannot be looked at error=%s", error)
 
     def _copy_now(self, server: str) -> None:
         """There is no room for the next one before this one is in the store; the node waits meanwhile."""

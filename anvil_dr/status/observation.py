@@ -16,7 +16,7 @@ from anvil_dr.model import CacheDrive, RunningJob, SourceDefinition
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 from anvil_dr.rehearsal import rehearsal_records
-from anvil_dr.status.status import DefinitionFacts, Observation
+from anvil_dr.status.status import DefinitionFacts, Observation, WaitingSet
 
 CacheDriveSource = Callable[[], Tuple[CacheDrive, ...]]
 RunningJobSource = Callable[[], Tuple[RunningJob, ...]]
@@ -32,7 +32,7 @@ def observe(
     *,
     running_jobs: RunningJobSource,
     cache_drives: CacheDriveSource,
-    waiting: Callable[[], Mapping[str, str]] = lambda: {},
+    waiting: Callable[[Tuple[CacheDrive, ...]], Tuple[WaitingSet, ...]] = lambda drives: (),
     check: Callable[[], None] = lambda: None,
     problems: Iterable[str] = (),
 ) -> Observation:
@@ -63,6 +63,7 @@ def observe(
     # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
     pending = attempt(state.pending) if state else None
     images = attempt(lambda: usable(store.images))
+    drives = attempt(cache_drives) or ()
     return Observation(
         target=config.name,
         store_kind=config.store.kind,
@@ -75,8 +76,8 @@ def observe(
         check=check_record.read(config.state),
         rehearsed=rehearsal_records.last_of_each(config.state),
         definitions=attempt(lambda: _definitions(config.definitions, state)),
-        cache_drives=attempt(cache_drives) or (),
-        waiting=attempt(waiting) or {},
+        cache_drives=drives,
+        waiting=attempt(lambda: waiting(drives)) or (),
         jobs=jobs,
         service_problem=service_problem,
         problems=tuple(found),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Dict, Final, Iterator, List, Literal, Mapping, Optional, Tuple
+from typing import Any, Dict, Final, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from anvil_dr import naming, words
 from anvil_dr.activation.check_result import CheckResult
@@ -42,6 +42,19 @@ class DefinitionFacts:
 
 
 @dataclass(frozen=True)
+class WaitingSet:
+    """A complete set on cache drives."""
+
+    server: str
+    job_id: str
+    received_at: str
+    devices: Tuple[str, ...]
+    """What a person finds them by."""
+    problem: Optional[str] = None
+    """Why they can't be used now; None if they can."""
+
+
+@dataclass(frozen=True)
 class Observation:
     """All that was seen. None where something could not be read; `problems` says why."""
 
@@ -59,8 +72,7 @@ class Observation:
     """The last rehearsal of each server."""
     definitions: Optional[Mapping[str, DefinitionFacts]] = None
     cache_drives: Tuple[CacheDrive, ...] = ()
-    waiting: Mapping[str, str] = field(default_factory=dict)
-    """Servers that have a complete set on a cache drive, and in words where."""
+    waiting: Tuple[WaitingSet, ...] = ()
     jobs: Optional[Tuple[RunningJob, ...]] = None
     service_problem: Optional[str] = None
     """Why the service said nothing."""
@@ -110,6 +122,7 @@ def assess(seen: Observation, now: datetime) -> Status:
     """Judge what was seen. `now` must have a time zone."""
     assembled = sets.assemble(seen.images or (), seen.records or (), seen.pending)
     names = {one.server for one in assembled} | {one.server for one in seen.records or ()}
+    names |= {one.server for one in seen.waiting}
     names |= set(seen.last_jobs) | set(seen.activations) | set(seen.definitions or {})
     servers = tuple(_server(name, sets.of_server(assembled, name), seen, now) for name in sorted(names))
     return Status(
@@ -180,8 +193,8 @@ def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: da
     at_work = any(name in job.servers for job in seen.jobs or ())
     if not at_work:
         remarks += [_unfinished(entry) for entry in seen.pending if entry.server == name]
-    if name in seen.waiting:
-        remarks.append(Remark(seen.waiting[name], serious=False))
+    waiting = [one for one in seen.waiting if one.server == name]
+    remarks += _about_waiting(waiting, present, now)
     if seen.images is not None:
         remarks += _about_sets(present, now, at_work=at_work, database_read=seen.records is not None)
     if seen.definitions is not None:
@@ -238,6 +251,27 @@ def _about_sets(
         received = words.moment(newest.record.received_at)
         if received is not None and (now - received).total_seconds() > _old_seconds(present, received):
             yield Remark(f"the newest set was received {words.age(newest.record.received_at, now)}")
+
+
+def _about_waiting(
+    waiting: Iterable[WaitingSet], present: Tuple[ImageSet, ...], now: datetime
+) -> Iterator[Remark]:
+    stored = sets.newest_complete(present) is not None
+    again = "it is copied by itself as soon as the drive can be used"
+    for one in waiting:
+        what, where = f"complete set, received {words.age(one.received_at, now)}", words.listed(one.devices)
+        where = words.printable(f"cache drive {where}")
+        if sets.has_one_as_new(present, one.job_id, one.received_at):
+            yield Remark(f"a {what}, is on {where} and not needed any more: it is removed there", serious=False)
+        elif one.problem is None:
+            yield Remark(f"a {what}, is on {where} and on its way to the store", serious=False)
+        elif stored:
+            yield Remark(f"a newer {what}, is on {where}: {words.printable(one.problem)}; {again}")
+        else:
+            yield Remark(
+                f"its only {what}, is on {where}: {words.printable(one.problem)}; {again}. "
+                "The next job leaves that drive alone and writes into the store"
+            )
 
 
 def _about_rot(one: ImageSet) -> Iterator[Remark]:

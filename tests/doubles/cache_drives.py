@@ -6,21 +6,44 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from anvil_dr.cache import cache_rules
-from anvil_dr.errors import CacheDriveError
-from anvil_dr.model import CacheDrive, Location
-from anvil_dr.ports import OwnerSource, Store
+from anvil_dr.errors import CacheDriveError, ImageIOError
+from anvil_dr.model import CacheDrive, Location, StoredImage
+from anvil_dr.ports import Image, OwnerSource, Store
 from anvil_dr.stores.directory import DirectoryStore
 
 
-class SmallStore(DirectoryStore):
-    """A directory that has only so much room."""
+class FailingImage:
+    """A port Image of which nothing can be read."""
 
-    def __init__(self, folder: Path, owners: OwnerSource, size_bytes: int) -> None:
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._image, name)
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        raise ImageIOError(self._image.path, offset_bytes, "read", "Input/output error")
+
+
+class SmallStore(DirectoryStore):
+    """A directory that has only so much room, and files of which nothing can be read."""
+
+    def __init__(self, folder: Path, owners: OwnerSource, size_bytes: int, unreadable: List[int]) -> None:
         super().__init__(str(folder), owners)
-        self._folder, self._size_bytes = folder, size_bytes
+        self._folder, self._size_bytes, self._unreadable = folder, size_bytes, unreadable
+
+    def open(self, image: StoredImage, *, writable: bool) -> Any:
+        opened = super().open(image, writable=writable)
+        return FailingImage(opened) if os.stat(image.path).st_ino in self._unreadable else opened
+
+    def remove(self, image: StoredImage) -> None:
+        number = os.stat(image.path).st_ino
+        super().remove(image)
+        if number in self._unreadable:  # the next file may get it
+            self._unreadable.remove(number)
 
     def locations(self) -> Tuple[Location, ...]:
         used = sum(path.stat().st_size for path in self._folder.glob("*.raw"))
@@ -54,6 +77,8 @@ class FolderDrives:
     when_checked: Callable[[int], None] = lambda count: None
     checks: int = 0
     owners: Optional[OwnerSource] = None
+    unreadable: List[int] = field(default_factory=list)
+    """Inodes."""
 
     def folder(self, device: str) -> Path:
         folder = self.root / os.path.basename(device)
@@ -75,7 +100,7 @@ class FolderDrives:
         folder = self.folder(drive.device)
         self.in_use.append(drive.device)
         try:
-            store = SmallStore(folder, self.owners, self.sizes[drive.device])
+            store = SmallStore(folder, self.owners, self.sizes[drive.device], self.unreadable)
             yield FolderInUse(drive, str(folder), store, self)
         finally:
             self.in_use.remove(drive.device)
@@ -85,3 +110,7 @@ class FolderDrives:
 
     def names(self) -> List[str]:
         return sorted(path.name for device in self.sizes for path in self.folder(device).iterdir())
+
+    def make_unreadable(self, device: str) -> None:
+        """What lies on it now gives nothing but EIO from here on."""
+        self.unreadable += [path.stat().st_ino for path in self.folder(device).glob("*.raw")]

@@ -2,83 +2,28 @@
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import List
 
 import pytest
 
 from anvil_dr.caching import cached_copy, cached_sets
-from anvil_dr.errors import AnvilDrError, PeerGoneError
+from anvil_dr.errors import PeerGoneError
 from anvil_dr.model import INCOMPLETE
-from anvil_dr.receiving.target import Target
-from tests.doubles.cache_drives import FolderDrives
-from tests.doubles.dr_box import DrBox, Node, Quiet
-
-MIB = 1 << 20
+from tests.doubles.caching_box import MIB, CachingBox, noise, two_disks, wait
+from tests.doubles.dr_box import Quiet
 
 pytestmark = pytest.mark.slow
 
 
-def noise(size_bytes: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size_bytes)
-
-
-def two_disks(seed: int, server: str = "Web01") -> Dict[str, bytes]:
-    return {
-        f"{server}_0": noise(2 * MIB, seed) + bytes(3 * MIB) + noise(70_001, seed),
-        f"{server}_1": noise(MIB, seed + 1000),
-    }
-
-
-class Surroundings:
-    """A DR box with one copy, drives, and servers that have been received once."""
-
-    def __init__(self, folder: Path, sizes: Dict[str, int], servers: List[str], **changes: object) -> None:
-        self.box = DrBox(folder, copies=1, **changes)
-        self.drives = FolderDrives(folder / "drives", sizes)
-
-        def open_drives(state: object) -> FolderDrives:
-            self.drives.owners = state.owners  # type: ignore[attr-defined]
-            return self.drives
-
-        self.nodes = {name: Node(folder / f"node-{name}", name, disks=two_disks(0, name)) for name in servers}
-        with self.box.running():
-            for node in self.nodes.values():
-                assert self.box.send(node.outgoing()).succeeded
-        self.box.open_cache_drives = open_drives
-
-    def change(self, seed: int) -> None:
-        for name, node in self.nodes.items():
-            node.disks = two_disks(seed, name)
-
-    def send(self, observer: Optional[Quiet] = None) -> List[Optional[AnvilDrError]]:
-        outgoing = [node.outgoing() for node in self.nodes.values()]
-        return [outcome.error for outcome in self.box.send(*outgoing, observer=observer).servers]
-
-    def stored(self, seed: int) -> bool:
-        """True if the store has exactly the sets of this seed, as sequence 1."""
-        wanted = {f"{name}_{disk}_1": two_disks(seed, name)[disk] for name in self.nodes for disk in two_disks(0, name)}
-        assert self.box.names() == sorted(f"{image}.raw" for image in wanted)
-        return all(self.box.image(image) == content for image, content in wanted.items())
-
-
-def wait(target: Target) -> None:
-    """Until everything that was received is in the store, or has failed to get there."""
-    deadline = time.monotonic() + 60
-    while any(target.is_busy(server) for server in ("Web01", "Db01")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def web(tmp_path: Path) -> Surroundings:
-    return Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
+def web(tmp_path: Path) -> CachingBox:
+    return CachingBox(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
 
 
-def test_everything_arrives_on_the_cache_first_and_then_goes_to_the_store(web: Surroundings) -> None:
+def test_everything_arrives_on_the_cache_first_and_then_goes_to_the_store(web: CachingBox) -> None:
     web.change(1)
     seen: List[bool] = []
     with web.box.running() as target:
@@ -93,7 +38,7 @@ def test_everything_arrives_on_the_cache_first_and_then_goes_to_the_store(web: S
     assert web.drives.names() == [] and web.drives.in_use == []
 
 
-def test_the_node_is_not_warned_where_a_set_is_always_complete(web: Surroundings) -> None:
+def test_the_node_is_not_warned_where_a_set_is_always_complete(web: CachingBox) -> None:
     web.change(1)
     with web.box.running() as target:
         (outcome,) = web.box.send(web.nodes["Web01"].outgoing()).servers
@@ -101,7 +46,7 @@ def test_the_node_is_not_warned_where_a_set_is_always_complete(web: Surroundings
     assert outcome.warnings == ()
 
 
-def test_what_the_store_has_is_a_base_and_only_the_difference_is_sent_and_written(web: Surroundings) -> None:
+def test_what_the_store_has_is_a_base_and_only_the_difference_is_sent_and_written(web: CachingBox) -> None:
     content = bytearray(web.nodes["Web01"].disks["Web01_0"])
     content[100_000:100_010] = b"0123456789"
     web.nodes["Web01"].disks["Web01_0"] = bytes(content)
@@ -114,7 +59,7 @@ def test_what_the_store_has_is_a_base_and_only_the_difference_is_sent_and_writte
         assert before.stat().st_ino == inode and web.box.image("Web01_Web01_0_1") == content
 
 
-def test_a_box_that_dies_before_the_copy_finishes_it_at_its_next_start_without_the_node(web: Surroundings) -> None:
+def test_a_box_that_dies_before_the_copy_finishes_it_at_its_next_start_without_the_node(web: CachingBox) -> None:
     web.change(1)
     with web.box.running() as target:
         target.stopping.set()  # as if it died: the copy ends at its first chunk
@@ -133,7 +78,7 @@ def test_a_box_that_dies_before_the_copy_finishes_it_at_its_next_start_without_t
 
 @pytest.mark.parametrize("chunk", range(1, 6))
 def test_whenever_the_copy_stops_a_complete_set_is_in_the_store_or_on_the_drive(
-    web: Surroundings, monkeypatch: pytest.MonkeyPatch, chunk: int
+    web: CachingBox, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     web.change(1)
     scan, left = cached_copy.scan, [chunk]
@@ -164,7 +109,7 @@ def test_whenever_the_copy_stops_a_complete_set_is_in_the_store_or_on_the_drive(
     assert web.drives.names() == []
 
 
-def test_a_job_that_breaks_leaves_the_store_alone_and_the_next_one_resumes_on_the_drive(web: Surroundings) -> None:
+def test_a_job_that_breaks_leaves_the_store_alone_and_the_next_one_resumes_on_the_drive(web: CachingBox) -> None:
     web.nodes["Web01"].disks = {"Web01_0": noise(40 * MIB, 5)}
     with web.box.running() as target:
         with pytest.raises(PeerGoneError):
@@ -180,7 +125,7 @@ def test_a_job_that_breaks_leaves_the_store_alone_and_the_next_one_resumes_on_th
 
 
 def test_several_servers_are_cached_together_and_copied_after_the_last_one(tmp_path: Path) -> None:
-    both = Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01", "Db01"])
+    both = CachingBox(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01", "Db01"])
     both.change(1)
     seen: List[bool] = []
     with both.box.running() as target:
@@ -191,7 +136,7 @@ def test_several_servers_are_cached_together_and_copied_after_the_last_one(tmp_p
 
 
 def test_servers_that_do_not_fit_together_are_cached_copied_and_freed_one_at_a_time(tmp_path: Path) -> None:
-    both = Surroundings(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
+    both = CachingBox(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
     both.change(1)
     on_drive: List[List[str]] = []
     with both.box.running() as target:
@@ -203,7 +148,7 @@ def test_servers_that_do_not_fit_together_are_cached_copied_and_freed_one_at_a_t
 
 
 def test_a_server_too_large_for_any_drive_goes_to_the_store_with_a_warning(tmp_path: Path) -> None:
-    small = Surroundings(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"])
+    small = CachingBox(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"])
     small.change(1)
     with small.box.running():
         (outcome,) = small.box.send(small.nodes["Web01"].outgoing()).servers
@@ -212,14 +157,14 @@ def test_a_server_too_large_for_any_drive_goes_to_the_store_with_a_warning(tmp_p
 
 
 def test_a_server_too_large_for_any_drive_is_refused_where_a_cache_drive_is_required(tmp_path: Path) -> None:
-    small = Surroundings(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"], require_cache=True)
+    small = CachingBox(tmp_path, {"/dev/sdb": 2 * MIB}, ["Web01"], require_cache=True)
     small.change(1)
     with small.box.running():
         (error,) = small.send()
         assert "require_cache" in str(error) and small.stored(0)
 
 
-def test_a_drive_that_is_pulled_fails_its_server_by_name_and_the_next_job_works(web: Surroundings) -> None:
+def test_a_drive_that_is_pulled_fails_its_server_by_name_and_the_next_job_works(web: CachingBox) -> None:
     for pulled_at in range(1, 8):
         web.change(pulled_at)
         web.drives.checks = 0
@@ -247,7 +192,7 @@ def test_a_drive_that_is_pulled_fails_its_server_by_name_and_the_next_job_works(
             assert web.stored(0)
 
 
-def test_a_set_whose_bytes_rotted_on_the_drive_is_not_copied_over_the_last_good_one(web: Surroundings) -> None:
+def test_a_set_whose_bytes_rotted_on_the_drive_is_not_copied_over_the_last_good_one(web: CachingBox) -> None:
     web.change(1)
     with web.box.running() as target:
         target.stopping.set()
@@ -264,7 +209,7 @@ def test_a_set_whose_bytes_rotted_on_the_drive_is_not_copied_over_the_last_good_
         assert web.stored(1)
 
 
-def test_firmware_state_goes_through_the_cache_too(web: Surroundings) -> None:
+def test_firmware_state_goes_through_the_cache_too(web: CachingBox) -> None:
     web.change(1)
     with web.box.running() as target:
         sent = replace(web.nodes["Web01"].outgoing(), firmware={"nvram": b"variables", "tpm/tpm2-00.permall": b"t"})
@@ -275,7 +220,7 @@ def test_firmware_state_goes_through_the_cache_too(web: Surroundings) -> None:
 
 
 def test_half_an_image_of_a_server_of_another_job_makes_room(tmp_path: Path) -> None:
-    both = Surroundings(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
+    both = CachingBox(tmp_path, {"/dev/sdb": 9 * MIB}, ["Web01", "Db01"])
     with both.box.running() as target:
         both.change(1)
         with pytest.raises(PeerGoneError):
@@ -289,7 +234,7 @@ def test_half_an_image_of_a_server_of_another_job_makes_room(tmp_path: Path) -> 
 
 
 def test_no_drive_is_used_where_more_copies_are_kept(tmp_path: Path) -> None:
-    two = Surroundings(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
+    two = CachingBox(tmp_path, {"/dev/sdb": 64 * MIB}, ["Web01"])
     two.box.config = replace(two.box.config, copies=2)
     with two.box.running() as target:
         assert two.send(Quiet(when_advanced=lambda: two.drives.names() == [])) == [None]

@@ -9,9 +9,10 @@ import socket
 import subprocess
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -24,7 +25,7 @@ from anvil_dr.model import INCOMPLETE, ImageRecord, JournalStep, Owner, Rename, 
 from anvil_dr.receiving.target import JobProgress
 from anvil_dr.records.state import State
 from anvil_dr.status import inquiry, observation
-from anvil_dr.status.status import Observation, assess
+from anvil_dr.status.status import Observation, WaitingSet, assess
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
 from tests.doubles.dr_box import DrBox
@@ -98,10 +99,25 @@ def look(made: Config, **more: Any) -> Observation:
         return observation.observe(made, store, state, running_jobs=lambda: (), cache_drives=lambda: (), **more)
 
 
-def test_a_set_that_waits_on_a_cache_drive_is_told_without_an_alarm(box: Config) -> None:
-    seen = look(box, waiting=lambda: {"Web01": "a complete set is on cache drive /dev/sdb"})
+@pytest.mark.parametrize(
+    ("problem", "has_set", "serious", "words"),
+    [
+        (None, True, False, "on its way to the store"),
+        ("it is not plugged in", True, True, "a newer complete set, received 2 hours ago, is on cache drive /dev/sdb"),
+        ("it is not plugged in", False, True, "its only complete set, received 2 hours ago"),
+    ],
+)
+def test_a_set_that_waits_on_a_cache_drive_alarms_where_its_drive_is_not_there(
+    box: Config, problem: Optional[str], has_set: bool, serious: bool, words: str
+) -> None:
+    waiting = WaitingSet("Web01", "job2", "2026-11-20T10:00:00+00:00", ("/dev/sdb (USB, S1)",), problem)
+    seen = look(box, waiting=lambda drives: (waiting,))
+    if not has_set:
+        seen = replace(seen, images=())
     (server,) = assess(seen, datetime(2026, 11, 20, 12, tzinfo=timezone.utc)).servers
-    assert [remark.serious for remark in server.remarks if "on cache drive" in remark.text] == [False]
+    (remark,) = [remark for remark in server.remarks if "on cache drive" in remark.text]
+    assert remark.serious == serious and words in remark.text
+    assert ("is copied by itself" in remark.text) == (problem is not None)
 
 
 @contextmanager
