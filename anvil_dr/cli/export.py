@@ -1,6 +1,6 @@
 """`anvil-dr-export`: sends a server that ran on the DR box back to its node, once its site stands again.
 
-Only what differs from what the node still has crosses the wire. The node runs `anvil-dr-import`. Exit codes: 0 it is
+Only what differs from what the node still has crosses the wire. The node runs `anvil-dr-take-back`. Exit codes: 0 it is
 back, 1 it isn't, 2 usage or configuration.
 """
 
@@ -28,7 +28,7 @@ from anvil_dr.sending.send import JobSender, OutgoingServer, ServerOutcome
 
 PROGRAM = "anvil-dr-export"
 
-_REMOTE: Final = "anvil-dr-import"
+_REMOTE: Final = "anvil-dr-take-back"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("server", metavar="SERVER", help="an activated server that is off")
     parser.add_argument("--to", metavar="DEST", required=True, help="the node: ssh://[user@]host[:port], usually root")
     parser.add_argument("--identity", metavar="FILE", help="the private key that ssh is to use, and no other")
-    parser.add_argument("--import-command", metavar="COMMAND", help=f"what ssh runs there (default: {_REMOTE} SERVER)")
+    parser.add_argument("--node-command", metavar="COMMAND", help=f"what ssh runs there (default: {_REMOTE} SERVER)")
     parser.add_argument("--bandwidth-limit", default="0", metavar="RATE", help="bytes a second, such as 10M")
     parser.add_argument("--no-progress", action="store_true", help="say nothing before the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of words")
@@ -71,7 +71,7 @@ def _send(
     options: argparse.Namespace, destination: connect.SshDestination, server: OutgoingServer, limit_bytes: int
 ) -> Tuple[ServerOutcome, int]:
     totals = {server.name: sum(disk.size_bytes for disk in server.disks)}
-    remote = options.import_command or f"{_REMOTE} {shlex.quote(server.name)}"
+    remote = options.node_command or f"{_REMOTE} {shlex.quote(server.name)}"
     with Interruption() as interruption, watcher(sys.stderr, totals, wanted=not options.no_progress) as watching:
         with connect.connected(
             destination, command.spawn, identity=options.identity, remote_command=remote

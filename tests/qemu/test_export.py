@@ -23,7 +23,7 @@ from anvil_dr.wire.channel import Channel
 from tests.doubles.dr_box import Quiet
 from tests.doubles.filled_box import FilledBox
 
-COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-import"
+COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-take-back"
 
 Reporter = Callable[[str, Callable[[], object]], Report]
 

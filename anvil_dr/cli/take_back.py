@@ -1,4 +1,4 @@
-"""`anvil-dr-import`: run on a node by `anvil-dr-export`, through ssh: writes a server's disks from what the DR box has.
+"""`anvil-dr-take-back`: run on a node by `anvil-dr-export`, through ssh: a server's disks come back from the DR box.
 
 Speaks on its standard input and output. Touches the disks and the firmware state of that one server, which must be
 off. Exit codes: 0 it is back, 1 it isn't, 2 usage.
@@ -20,7 +20,7 @@ from anvil_dr.sending import job_file
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 
-PROGRAM = "anvil-dr-import"
+PROGRAM = "anvil-dr-take-back"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -35,10 +35,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--job", metavar="FILE", help="a job file that says where its disks are, instead of libvirt")
     parser.add_argument("--connect", metavar="URI", default="qemu:///system", help="libvirt (default: %(default)s)")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _import(options))
+    return run_command(PROGRAM, lambda: _take_back(options))
 
 
-def _import(options: argparse.Namespace) -> int:
+def _take_back(options: argparse.Namespace) -> int:
     server = options.server
     home = _from_job_file(server, options.job) if options.job else _from_libvirt(server, options.connect)
     limits = Limits()
