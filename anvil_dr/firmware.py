@@ -20,6 +20,13 @@ def folder(state_directory: str, record: SetRecord) -> str:
     return os.path.join(state_directory, "firmware", record.server, record.job_id)
 
 
+def folder_to_boot(state_directory: str, record: SetRecord) -> str:
+    """The same; of a set that is still on its way to the store, where caching/ keeps it."""
+    where = folder(state_directory, record)
+    cached = os.path.join(state_directory, "cached", record.server, record.job_id)
+    return cached if os.path.isdir(cached) and not os.path.isdir(where) else where
+
+
 def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) -> None:
     """Put a set's firmware state on stable storage, before the set becomes complete. Raise StateError."""
     where = folder(state_directory, record)
@@ -34,7 +41,8 @@ def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) ->
 
 def sets_with_nvram(state_directory: str, server: str) -> FrozenSet[str]:
     """The jobs of a server whose sets have UEFI variables. What cannot be looked at counts as none."""
-    found = glob.glob(os.path.join(glob.escape(os.path.join(state_directory, "firmware", server)), "*", "nvram"))
+    kept = (glob.escape(os.path.join(state_directory, kind, server)) for kind in ("firmware", "cached"))
+    found = (path for where in kept for path in glob.glob(os.path.join(where, "*", "nvram")))
     return frozenset(os.path.basename(os.path.dirname(path)) for path in found)
 
 

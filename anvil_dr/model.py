@@ -8,6 +8,9 @@ from typing import Final, Literal, Mapping, Optional, Tuple, Union
 INCOMPLETE: Final = "incomplete"
 """The sequence of an image while it is being written (SPEC section 2)."""
 
+CACHED: Final = 0
+"""The number of a complete set that is still on cache drives; only activation knows of it, and it's no image's name."""
+
 Sequence = Union[int, Literal["incomplete"]]
 """1 is the newest complete image, N the oldest; `INCOMPLETE` is the one being written."""
 

@@ -16,7 +16,7 @@ from anvil_dr.activation.boot_plan import BootPlan, Draft, Found
 from anvil_dr.activation.survey import Survey
 from anvil_dr.config import ActivationConfig
 from anvil_dr.errors import DefinitionError, UsageError
-from anvil_dr.model import INCOMPLETE, Activation, ImageSet
+from anvil_dr.model import CACHED, INCOMPLETE, Activation, ImageSet
 from anvil_dr.ports import Host, Hypervisor, Store
 from anvil_dr.preflight import preflight
 from anvil_dr.preflight.boot_subject import HostView, Subject
@@ -145,7 +145,8 @@ class _Drafter:
         places = {path: self.inspector.place(image) for path, image in bound.images.items()}
         paths = {path: place for path, (place, _) in places.items()}
         unlinked = tuple(finding for _, finding in places.values() if finding is not None)
-        subject = Subject(found.server, found.definition_path, needs, paths)
+        cached = frozenset(paths[path] for path, image in bound.images.items() if image.sequence == CACHED)
+        subject = Subject(found.server, found.definition_path, needs, paths, cached_paths=cached)
         disks = tuple((image.owner.disk, paths[path]) for path, image in bound.images.items())
         return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked), disks)
 
@@ -200,7 +201,9 @@ class _Drafter:
         """What would be booted, and how much memory it takes. Raise DefinitionError, UsageError."""
         changed = {path: booted for path, booted in subject.paths.items() if path != booted}
         # Without a change the text goes to libvirt as the admin wrote it, as with virsh create.
-        xml = boot_xml.with_disk_paths(found.definition_xml, changed) if changed else found.definition_xml
+        xml = found.definition_xml
+        if changed:
+            xml = boot_xml.with_disk_paths(found.definition_xml, changed, subject.cached_paths)
         wanted_bytes = self._request.memory_bytes.get(found.server)
         if wanted_bytes is None:
             return xml, subject.needs.memory_bytes

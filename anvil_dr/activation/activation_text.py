@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, Iterable, Iterator, Mapping, Optional, Tuple
 
+from anvil_dr.activation.boot_images import set_name
 from anvil_dr.activation.boot_plan import BootPlan, Found, Outcome, PlannedServer
-from anvil_dr.model import ImageSet
+from anvil_dr.model import CACHED, ImageSet, Sequence
 from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import age, count, listed, printable, size
 
@@ -27,7 +28,7 @@ def plan_rows(plan: BootPlan, now: datetime) -> Iterator[Tuple[str, ...]]:
         yield (
             f"{turn}" if planned.state == "ready" else "-",
             printable(draft.server),
-            str(draft.chosen.sequence) if draft.chosen is not None else "-",
+            _number(draft.chosen.sequence) if draft.chosen is not None else "-",
             _received(draft.chosen, now),
             size(draft.memory_bytes) if draft.memory_bytes else "-",
             str(draft.cpus) if draft.cpus else "-",
@@ -111,13 +112,17 @@ def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ..
     for found in servers:
         notes = [] if found.definition_problem is None else [printable(found.definition_problem)]
         if found.activation is not None:
-            notes.append(f"activated from set {found.activation.sequence} {age(found.activation.since, now)}")
+            notes.append(f"activated from {set_name(found.activation.sequence)} {age(found.activation.since, now)}")
         complete = [one for one in found.sets if one.complete]
         for one in complete:
             source = "unknown" if one.record is None else printable(one.record.source)
-            yield (printable(found.server), str(one.sequence), _received(one, now), source, "; ".join(notes))
+            yield (printable(found.server), _number(one.sequence), _received(one, now), source, "; ".join(notes))
         if not complete:
             yield (printable(found.server), "-", "-", "-", "; ".join(["no complete set", *notes]))
+
+
+def _number(sequence: Sequence) -> str:
+    return "cache" if sequence == CACHED else str(sequence)
 
 
 def _received(one: Optional[ImageSet], now: datetime) -> str:

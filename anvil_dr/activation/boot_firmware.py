@@ -46,7 +46,7 @@ def kept_with(places: FirmwarePlaces, record: Optional[SetRecord]) -> Mapping[st
     """What is kept with a set: `nvram`, `tpm/<file>`. Nothing for a set that nobody remembers. Raise StateError."""
     if record is None:
         return {}
-    where = firmware.folder(places.state, record)
+    where = firmware.folder_to_boot(places.state, record)
     try:
         nvram, tpm = os.path.join(where, "nvram"), os.path.join(where, "tpm")
         return FirmwareFiles(nvram if os.path.exists(nvram) else None, tpm if os.path.isdir(tpm) else None).read()

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Final, Iterable, List, Mapping, Optional, Tuple
 
 from anvil_dr.cycling import sets
 from anvil_dr.definition import DiskRequirement
-from anvil_dr.model import Activation, ImageSet, Owner, Sequence, StoredImage
+from anvil_dr.model import CACHED, Activation, ImageSet, Owner, Sequence, StoredImage
 from anvil_dr.preflight.findings import Finding, problem, warning
 from anvil_dr.words import listed
+
+_MOUNT: Final = "plug that drive in, mount it (mount -o nosuid,nodev,noexec DEVICE /mnt), and type the same again"
 
 PathOf = Callable[[Owner, Sequence], str]
 
@@ -40,7 +42,7 @@ def choose_set(
     if activation is not None and wanted is not None and wanted != activation.sequence:
         findings.append(
             warning(
-                f"it ran here from set {activation.sequence} since {activation.since}",
+                f"it ran here from {set_name(activation.sequence)} since {activation.since}",
                 f"what it wrote since then is not in set {wanted}",
             )
         )
@@ -50,14 +52,21 @@ def choose_set(
         chosen = sets.newest_complete(sound) or sets.newest_complete(own)
         if chosen is None:
             return None, (problem("it has no complete set", there),)
-        if chosen.sequence != 1:
+        if chosen.sequence == CACHED:
+            findings.append(_from_cache(chosen))
+        elif chosen.sequence != 1:
             why = "damaged" if any(one.sequence == 1 and one.complete for one in own) else "missing or not complete"
             findings.append(warning(f"set 1 is {why}, so set {chosen.sequence} is used"))
     else:
         chosen = next((one for one in own if one.sequence == number), None)
         ran = " (it ran here from that one)" if number != wanted else ""
+        if chosen is None and number == CACHED:
+            missing = problem("it ran here from its set on a cache drive, which is not mounted now", _MOUNT)
+            return None, (*findings, missing)
         if chosen is None:
             return None, (*findings, problem(f"it has no set {number}{ran}", there))
+        if chosen.sequence == CACHED:
+            findings.append(_from_cache(chosen))
         if not chosen.complete:
             return None, (*findings, problem(f"its set {number} is not complete{ran}", there))
     if chosen.rotten:
@@ -71,6 +80,19 @@ def choose_set(
     if chosen.record is None:
         findings.append(warning("when this set was received is not known: the state database has nothing of it"))
     return chosen, tuple(findings)
+
+
+def set_name(sequence: Sequence) -> str:
+    """What a person calls it."""
+    return "its set on a cache drive" if sequence == CACHED else f"set {sequence}"
+
+
+def _from_cache(chosen: ImageSet) -> Finding:
+    folders = listed(sorted({image.location for image in chosen.images}))
+    return warning(
+        f"it boots from its newest set, on the cache drive that is mounted on {folders}: it is not in the store yet",
+        "leave that drive plugged in and mounted as long as it runs",
+    )
 
 
 def bind(

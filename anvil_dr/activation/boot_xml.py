@@ -6,7 +6,7 @@ Pure. The definition file itself is never changed (SPEC section 7).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping
+from typing import AbstractSet, Mapping
 
 from lxml import etree
 
@@ -24,14 +24,24 @@ class OverlayPaths:
     """`file` or `block`."""
 
 
-def with_disk_paths(xml: str, paths: Mapping[str, str]) -> str:
-    """The definition with other paths for some of its disks. Raise DefinitionError."""
+def with_disk_paths(xml: str, paths: Mapping[str, str], files: AbstractSet[str] = frozenset()) -> str:
+    """The definition with other paths for some of its disks. Raise DefinitionError.
+
+    Those of the new paths that are in `files` lead to files, whatever the definition has there.
+    """
     root = definition.parse(xml).root
-    for source in root.iterfind("devices/disk/source"):
+    for disk in root.iterfind("devices/disk"):
+        source = disk.find("source")
+        if source is None:
+            continue
         for name in ("file", "dev"):
             path = source.get(name)
-            if path is not None and path in paths:
-                source.set(name, paths[path])
+            if path is None or path not in paths:
+                continue
+            source.set(name, paths[path])
+            if name == "dev" and paths[path] in files:
+                disk.set("type", "file")
+                source.set("file", source.attrib.pop("dev"))
     return etree.tostring(root, encoding="unicode")
 
 

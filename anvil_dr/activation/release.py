@@ -6,16 +6,18 @@ Touches the state, its overlays, its firmware state; looks at the store and at i
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Final, Iterable, Literal, Optional, Tuple
 
 from anvil_dr import definition, definition_files, firmware
 from anvil_dr.activation import boot_firmware
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
+from anvil_dr.caching import cached_sets
 from anvil_dr.cycling import sets
 from anvil_dr.definition import Requirements
-from anvil_dr.errors import DefinitionError, ImageInUseError, StoreError, UsageError
-from anvil_dr.model import ImageSet, OverlaySet
+from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, StateError, StoreError, UsageError
+from anvil_dr.model import CACHED, ImageSet, OverlaySet
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 from anvil_dr.words import listed
@@ -26,6 +28,11 @@ Wish = Literal["keep", "discard"]
 
 _KEPT: Final = "released. Set {set} holds what it wrote here, until its next job"
 _DISCARDED: Final = "released. What it wrote here is gone; set {set} is as it was received"
+
+_KEPT_CACHED: Final = (
+    "released. Its set on the cache drive holds what it wrote here; the service copies it to the store as its newest"
+)
+_DISCARDED_CACHED: Final = "released. What it wrote here is gone; its set on the cache drive is as it was received"
 
 
 def release(
@@ -67,11 +74,16 @@ def release(
     if made is not None and wish == "keep":
         _refuse_other_images(made, ran_from)
         overlays.commit(made)
-    if ran_from is not None and wish != "discard":
+    if sequence == CACHED:
+        if wish != "discard":
+            _keep_on_cache(server, places, needs, made, now)
+    elif ran_from is not None and wish != "discard":
         _keep_what_it_wrote(ran_from, state, places, needs, made, now)
     _publish_nvram(places, server, own)
     overlays.remove(server)
     state.release(server)
+    if sequence == CACHED:
+        return _DISCARDED_CACHED if wish == "discard" else _KEPT_CACHED
     return (_DISCARDED if wish == "discard" else _KEPT).format(set=sequence)
 
 
@@ -108,6 +120,21 @@ def _keep_what_it_wrote(
         nvram = path or places.nvram(ran_from.server)
         boot_firmware.take_back(places, ran_from.server, needs, ran_from.record, nvram)
     state.ran_here(_identities(ran_from), now)
+
+
+def _keep_on_cache(
+    server: str, places: FirmwarePlaces, needs: Optional[Requirements], made: Optional[OverlaySet], now: str
+) -> None:
+    """It is no copy of what was received any more, and is copied to the store as it is."""
+    for cached in cached_sets.of_server(places.state, server)[-1:]:
+        files = cached_sets.firmware_of(places.state, cached)
+        if needs is not None:
+            path = made.nvram if made is not None and made.nvram is not None else needs.nvram
+            try:
+                files = boot_firmware.as_it_is(places, replace(needs, nvram=path or places.nvram(server))) or files
+            except SourceError as error:
+                raise StateError(str(error)) from error
+        cached_sets.ran_here(places.state, cached, files, now)
 
 
 def _identities(one: ImageSet) -> Tuple[str, ...]:

@@ -17,7 +17,7 @@ from anvil_dr.activation.boot_plan import Found
 from anvil_dr.activation.life_signs import Nodes
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import ConfigError, DefinitionError
-from anvil_dr.model import ImageSet, SetRecord, StoredImage
+from anvil_dr.model import CACHED, ImageSet, SetRecord, StoredImage
 from anvil_dr.words import count, listed, printable, size
 
 _INDENT: Final = "    "
@@ -132,7 +132,9 @@ class Runbook:
             yield "   (No address is known.)"
 
     def _look_at(self, found: Found) -> _Server:
-        chosen, findings = boot_images.choose_set(found.sets, None, found.activation)
+        # The commands change paths only, and where a drive will be mounted nobody knows.
+        stored = tuple(one for one in found.sets if one.sequence != CACHED)
+        chosen, findings = boot_images.choose_set(stored, None, found.activation)
         problems = [one.text for one in findings if one.fatal]
         needs: Optional[Requirements] = None
         if found.definition_problem is not None:

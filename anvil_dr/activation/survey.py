@@ -14,7 +14,7 @@ from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cycling import sets
 from anvil_dr.definition_files import DefinitionFile
 from anvil_dr.errors import DefinitionError
-from anvil_dr.model import StoredImage
+from anvil_dr.model import SetRecord, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 
@@ -28,17 +28,19 @@ class Survey:
 
 
 def survey(
-    store: Store, state: Optional[State], definitions: str, *, overlays: Optional[Overlays] = None, kept: str = ""
-) -> Survey:
+    store: Store, state: Optional[State], definitions: str, *, overlays: Optional[Overlays] = None, kept: str = "",
+    cached: Tuple[SetRecord, ...] = (),
+) -> Survey:  # fmt: skip
     """What lies here. Raise StoreError, StateError or DefinitionError where that cannot be read.
 
     `kept` is the directory that firmware state is kept below. Without a state,
-    nothing is known of when a set came, and all the images of one number count as one set.
+    nothing is known of when a set came, and all the images of one number count as one set. `cached` are the sets on
+    cache drives whose images the store has too (cached_boot.py).
     """
     # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
     pending = state.pending() if state is not None else ()
     images = store.images()
-    records = state.set_records() if state is not None else ()
+    records = (*(state.set_records() if state is not None else ()), *cached)
     activations = state.activations() if state is not None else {}
     files = {file.server: file for file in definition_files.read_all(definitions)}
     assembled = sets.assemble(images, records, pending)

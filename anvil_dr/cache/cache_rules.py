@@ -84,7 +84,7 @@ def refusal(device: BlockDevice, store: StorePlaces) -> Optional[str]:
     """Why this device is never touched; None if it can be looked at. The mounts are not judged here."""
     if device.groups & store.groups:
         return "it is a volume of the store, or lies in one"
-    if store.directory is not None and any(_is_below(file, store.directory) for file in device.files):
+    if store.directory is not None and any(is_below(file, store.directory) for file in device.files):
         return "it lies in an image of the store"
     if device.number == store.device:
         return "the store itself is on it"
@@ -176,5 +176,6 @@ def usable(drives: Iterable[CacheDrive]) -> Tuple[CacheDrive, ...]:
     return tuple(one for one in ranked(drives) if one.problem is None)
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
+    """True for the folder itself too."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

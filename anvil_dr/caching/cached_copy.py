@@ -35,7 +35,7 @@ from anvil_dr.ports import CacheFolder, Image
 from anvil_dr.receiving import admission
 from anvil_dr.receiving.receive import SetWriter
 from anvil_dr.receiving.target import JobProgress, Target
-from anvil_dr.wire.digest import Digester, digester
+from anvil_dr.wire.digest import Digester, available, digester
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +220,8 @@ def _into_store(target: Target, cached: CachedSet, files: _Files, held: ExitStac
                 with blamed_for_bytes(files[one.disk][0]):
                     writer.fill(one, sources[one.disk], advanced)
             writer.complete()
+            if cached.ran_here_until is not None:
+                target.state.ran_here(writer.identities, cached.ran_here_until)
         finally:
             writer.close()
         log.info("copied to the store server=%s job=%s written_bytes=%d", cached.server, cached.job_id,
@@ -235,6 +237,11 @@ class _Copy(SetWriter):
         super().__init__(target, _digester(cached.images[0]), cached.job_id, cached.source, cached.offer)
         self._cached, self._received_at = cached, cached.received_at
         self._firmware = dict(cached_sets.firmware_of(target.config.state, cached))
+
+    @property
+    def identities(self) -> Tuple[str, ...]:
+        """Of the images in the store."""
+        return tuple(image.identity for image in self._images.values())
 
     def fill(self, one: CachedImage, source: Image, advanced: Advanced) -> None:
         """Raise DigestMismatchError, ImageIOError."""
@@ -254,7 +261,7 @@ class _Copy(SetWriter):
 
 
 def _check(cached: CachedSet, one: CachedImage, digest: str) -> None:
-    if digest != one.digest:
+    if one.digest and digest != one.digest:
         raise DigestMismatchError(
             cached.server, one.disk, None,
             f"on cache drive {one.device} it has digest {digest}, and {one.digest} arrived there",
@@ -262,4 +269,4 @@ def _check(cached: CachedSet, one: CachedImage, digest: str) -> None:
 
 
 def _digester(one: CachedImage) -> Digester:
-    return digester(one.digest.partition(":")[0])
+    return digester(one.digest.partition(":")[0] or available()[0])

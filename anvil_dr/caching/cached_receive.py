@@ -106,7 +106,7 @@ class CachedReceiver(ServerReceiver):
             tuple(self._cached_image(offer) for offer in self._offer.disks),
             self._offer.definition,
             tuple(self._offer.left_out),
-            {name: len(content) for name, content in self._firmware.items()},
+            firmware={name: len(content) for name, content in self._firmware.items()},
         )
         cached_sets.keep(target.config.state, cached, self._firmware)
         self.cached = cached

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
-from typing import Dict, Final, FrozenSet, List, Mapping, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Dict, Final, FrozenSet, List, Mapping, Optional, Tuple
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageNameError, ProtocolError, StateError
@@ -32,6 +32,7 @@ class CachedImage:
     """As the server's definition has it."""
     size_bytes: int
     digest: str
+    """Empty once the server has run on it."""
     drive: str
     """The identity of the drive that it lies on."""
     device: str
@@ -52,6 +53,8 @@ class CachedSet:
     images: Tuple[CachedImage, ...]
     definition: str = field(metadata={"characters": _DEFINITION_CHARACTERS})
     left_out: Tuple[str, ...] = ()
+    ran_here_until: Optional[str] = None
+    """When the server was given back that had run on it; its images have no digests since then. ISO 8601, UTC."""
     firmware: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -154,5 +157,20 @@ def firmware_of(state_directory: str, cached: CachedSet) -> Mapping[str, bytes]:
     return content
 
 
+def ran_here(state_directory: str, cached: CachedSet, firmware: Mapping[str, bytes], until: str) -> None:
+    """The server ran on it until then: its images, and its firmware state, are what it made of them.
+
+    Raise StateError.
+    """
+    images = tuple(replace(one, digest="") for one in cached.images)
+    sizes = {name: len(content) for name, content in firmware.items()}
+    keep(state_directory, replace(cached, images=images, firmware=sizes, ran_here_until=until), firmware)
+
+
+def place(state_directory: str, server: str, job_id: str) -> str:
+    """Where one set is remembered, and its firmware state kept."""
+    return os.path.join(folder(state_directory), server, job_id)
+
+
 def _place(state_directory: str, cached: CachedSet) -> str:
-    return os.path.join(folder(state_directory), cached.server, cached.job_id)
+    return place(state_directory, cached.server, cached.job_id)

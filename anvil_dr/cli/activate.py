@@ -150,7 +150,10 @@ def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
         except StateError as error:
             state, warnings = None, [f"the state cannot be used, so the age of a set is not known: {error}"]
     store, wrong = wiring.open_store_in_reach(config, state)
-    return Box(config, store, state, Overlays(config.overlays, command.run), (*warnings, *wrong))
+    bootable = wiring.open_cached(config, state, store)
+    warnings += bootable.warnings
+    overlays = Overlays(config.overlays, command.run)
+    return Box(config, bootable.store, state, overlays, (*warnings, *wrong), bootable.records)
 
 
 def _list(box: Box, options: argparse.Namespace) -> int:
@@ -171,7 +174,7 @@ def _list(box: Box, options: argparse.Namespace) -> int:
 def _release(config: Config, options: argparse.Namespace) -> int:
     wish: Optional[release.Wish] = "keep" if options.keep else "discard" if options.discard else None
     with wiring.open_state(config) as state:
-        store = wiring.open_store(config, state)
+        store = wiring.open_cached(config, state, wiring.open_store(config, state)).store
         box = Box(config, store, state, Overlays(config.overlays, command.run), ())
         done = {}
         with activate_boot.alone(config, keeps_rehearsals_off=True):

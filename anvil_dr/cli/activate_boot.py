@@ -41,6 +41,7 @@ from anvil_dr.activation.survey import Survey
 from anvil_dr.cli import activate_view
 from anvil_dr.config import Config
 from anvil_dr.errors import AnvilDrError, StateError
+from anvil_dr.model import SetRecord
 from anvil_dr.ports import Hypervisor, Store
 from anvil_dr.preflight.findings import Finding
 from anvil_dr.preflight.host import LocalHost
@@ -65,6 +66,8 @@ class Box:
     state: Optional[State]
     overlays: Overlays
     warnings: Tuple[str, ...]
+    cached: Tuple[SetRecord, ...] = ()
+    """Sets on cache drives, whose images the store has beside its own."""
 
     @property
     def places(self) -> FirmwarePlaces:
@@ -77,7 +80,9 @@ class Box:
 
     def survey(self) -> Survey:
         config = self.config
-        return survey.survey(self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state)
+        return survey.survey(
+            self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state, cached=self.cached
+        )
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def _export(options: argparse.Namespace) -> int:
     limit_bytes = configuration.parse_rate(options.bandwidth_limit)
     config = configuration.load(options.config)
     with wiring.open_state(config) as state, activate_boot.alone(config, keeps_rehearsals_off=True):
-        store = wiring.open_store(config, state)
+        store = wiring.open_cached(config, state, wiring.open_store(config, state)).store
         overlays = Overlays(config.overlays, command.run)
         places = FirmwarePlaces(config.state, config.definitions)
         server = give_back.outgoing(options.server, store, state, overlays, places)

@@ -10,8 +10,10 @@ from typing import Iterator, Optional, Tuple
 from anvil_dr import command, definition_files
 from anvil_dr.cache.drives import RealCacheDrives, store_places
 from anvil_dr.cache.watch import DriveWatch
-from anvil_dr.caching import cached_copy
+from anvil_dr.caching import cached_boot, cached_copy, cached_sets
+from anvil_dr.caching.cached_boot import Bootable, StoreWithCached
 from anvil_dr.config import Config
+from anvil_dr.cycling import sets
 from anvil_dr.errors import AnvilDrError, CacheDriveError, DefinitionError, StoreError
 from anvil_dr.model import Owner
 from anvil_dr.ports import OwnerSource, Store
@@ -65,6 +67,27 @@ def open_cache_drives(config: Config, state: Optional[State]) -> Optional[RealCa
         command.run,
         store_in,
     )
+
+
+def open_cached(config: Config, state: Optional[State], store: Store) -> Bootable:
+    """What can be booted: the store's images, and complete sets that wait on cache drives. Raises nothing of ours."""
+    try:
+        waiting = cached_sets.all_of_them(config.state)
+        drives = open_cache_drives(config, state)
+        if not waiting or drives is None:
+            return Bootable(StoreWithCached(store), (), ())
+        records, pending = (state.set_records(), state.pending()) if state is not None else ((), ())
+        owners = {Owner(one.server, each.disk) for one in waiting for each in one.images}
+        return cached_boot.find(
+            waiting,
+            sets.assemble(store.images(), records, pending),
+            store,
+            drives.survey(),
+            os.path.join(config.runtime, "cache"),
+            lambda folder: DirectoryStore(folder, lambda: owners),
+        )
+    except AnvilDrError as error:
+        return Bootable(StoreWithCached(store), (), (f"sets on cache drives cannot be looked at: {error}",))
 
 
 @contextmanager

@@ -63,6 +63,8 @@ class Subject:
     paths: Mapping[str, str]
     """The path that is booted, by the one that the definition has; its own images only."""
     answers: Answers = Answers()
+    cached_paths: FrozenSet[str] = frozenset()
+    """Of those that are booted, files on cache drives, whatever the definition has there."""
 
     def edit(self, what: str) -> str:
         """Where to edit: one of the lines that the requirements know."""

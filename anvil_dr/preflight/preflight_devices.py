@@ -21,7 +21,7 @@ def disks(subject: Subject, view: HostView) -> Iterator[Finding]:
                 yield problem(text, f"eject it: {where} and remove its <source>")
         elif kind == "missing":
             yield problem(f"disk {disk.target}: there is no {path}", _how_to_find(disk, subject))
-        elif kind != disk.type:
+        elif kind != ("file" if path in subject.cached_paths else disk.type):
             yield problem(f"disk {disk.target} is of type {disk.type}, and {path} is a {kind}", where)
 
 

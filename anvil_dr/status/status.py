@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Dict, Final, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
 
 from anvil_dr import naming, words
+from anvil_dr.activation import boot_images
 from anvil_dr.activation.check_result import CheckResult
 from anvil_dr.cycling import sets
 from anvil_dr.model import (
@@ -216,8 +217,9 @@ def _unfinished(entry: JournalEntry) -> Remark:
 
 def _activated(activation: Activation, now: datetime) -> str:
     return (
-        f"activated {words.age(activation.since, now)} by {words.printable(activation.user)} from set "
-        f"{activation.sequence}; its jobs are refused until: anvil-activate-dr --release {activation.server}"
+        f"activated {words.age(activation.since, now)} by {words.printable(activation.user)} from "
+        f"{boot_images.set_name(activation.sequence)}; its jobs are refused until: "
+        f"anvil-activate-dr --release {activation.server}"
     )
 
 

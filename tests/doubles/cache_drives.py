@@ -79,6 +79,8 @@ class FolderDrives:
     owners: Optional[OwnerSource] = None
     unreadable: List[int] = field(default_factory=list)
     """Inodes."""
+    mounted: Dict[str, str] = field(default_factory=dict)
+    """Where somebody has mounted them."""
 
     def folder(self, device: str) -> Path:
         folder = self.root / os.path.basename(device)
@@ -87,7 +89,7 @@ class FolderDrives:
 
     def survey(self) -> Tuple[CacheDrive, ...]:
         return cache_rules.ranked(
-            CacheDrive(device, None, "ext4", size, size, identity=f"uuid-{device}", signed=True)
+            CacheDrive(device, self.mounted.get(device), "ext4", size, size, identity=f"uuid-{device}", signed=True)
             for device, size in self.sizes.items()
             if device not in self.pulled
         )
