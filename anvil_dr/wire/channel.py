@@ -24,6 +24,9 @@ _BUFFERS_PER_CALL = 512
 _PACED_BYTES = 64 << 10
 """Taken at once where the rate is limited, so that no wait is long."""
 
+_LOOK_SECONDS = 1.0
+"""How often a thread that waits looks whether another one has set a deadline."""
+
 
 class Channel:
     """Both directions of one session. Whoever made it calls `close`, once nobody uses it any more."""
@@ -34,6 +37,9 @@ class Channel:
         self._send_lock = threading.Lock()
         self._abandoned = threading.Event()
         self._abandoned_because = ""
+        # Once there is a byte in it, nobody waits here any more; it is never read.
+        self._waker: Optional[Tuple[int, int]] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._waker_lock = threading.Lock()
         self._deadline: Optional[Tuple[float, str]] = None
         self._torn = False
         self._header = bytearray(FRAME_HEADER.size)
@@ -148,16 +154,21 @@ class Channel:
                 return kind, content
 
     def abandon(self, because: str = "the session was ended from this side") -> None:
-        """Make every thread that waits here get PeerGoneError within a second. The descriptors stay open.
+        """Make every thread that waits here get PeerGoneError. The descriptors stay open.
 
         Closing them under a thread that uses them would hand their numbers to the next session's.
         """
-        self._abandoned_because = self._abandoned_because or because
-        self._abandoned.set()
+        with self._waker_lock:
+            self._abandoned_because = self._abandoned_because or because
+            if self._waker is not None and not self._abandoned.is_set():
+                os.write(self._waker[1], b"!")
+            self._abandoned.set()
 
     def close(self) -> None:
-        """Close both descriptors. No thread may use the channel any more."""
-        for fd in {self._in, self._out}:
+        """Close both descriptors. No thread may use the channel any more, but to abandon it."""
+        with self._waker_lock:
+            waker, self._waker = self._waker or (), None
+        for fd in {self._in, self._out, *waker}:
             os.close(fd)
 
     def _write(self, parts: List[memoryview]) -> None:
@@ -203,7 +214,7 @@ class Channel:
         while True:
             self._check()
             ends_at = silent_at if self._deadline is None else min(silent_at, self._deadline[0])
-            if _ready(fd, event, min(ends_at - time.monotonic(), 1.0)):
+            if _ready(fd, event, min(ends_at - time.monotonic(), _LOOK_SECONDS), self._waker):
                 return
             if time.monotonic() >= silent_at:
                 raise PeerTimeoutError(self._silence_seconds)
@@ -215,11 +226,13 @@ class Channel:
             raise ProtocolError(self._deadline[1])
 
 
-def _ready(fd: int, event: int, seconds: float) -> bool:
-    """Whether a descriptor is ready, or broken, within that time."""
+def _ready(fd: int, event: int, seconds: float, waker: Optional[Tuple[int, int]] = None) -> bool:
+    """Whether a descriptor is ready, or broken, within that time; the waker ends the wait earlier."""
     poll = select.poll()
     poll.register(fd, event)
-    return bool(poll.poll(max(0.0, seconds) * 1000))
+    if waker is not None:
+        poll.register(waker[0], select.POLLIN)
+    return any(one == fd for one, _ in poll.poll(max(0.0, seconds) * 1000))
 
 
 class KeepAlive:
