@@ -83,16 +83,24 @@ def _is_being_started(process: str) -> bool:
 
 
 def _has_open(folder: str, match: _Match, besides: str = "") -> bool:
-    for number in _names(folder):
-        if number == besides:
-            continue
-        link = os.path.join(folder, number)
-        try:
-            if os.readlink(link).startswith("/") and match(os.stat(link)):  # else a socket, a pipe, ...
-                return True
-        except OSError:  # it was closed, or the process ended, in the meantime
-            continue
-    return False
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # the process has ended, or is not ours to look into
+        return False
+    try:
+        # Relative to the folder, because there may be thousands; and of a socket or a pipe stat(2) only says so.
+        return any(_matches(number, directory, match) for number in os.listdir(directory) if number != besides)
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+
+
+def _matches(number: str, directory: int, match: _Match) -> bool:
+    try:
+        return match(os.stat(number, dir_fd=directory))
+    except OSError:  # it was closed in the meantime
+        return False
 
 
 def _loops(match: _Match) -> Iterator[Opener]:
