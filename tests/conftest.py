@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import List
+from typing import Iterator, List
 
 import pytest
 from hypothesis import settings
@@ -14,10 +16,29 @@ TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent))
 
 # No deadline: it is a timing assert. The same examples every time, so that a red run can be repeated; to look for
-# new ones, run pytest with --hypothesis-profile=explore.
+# new ones, run pytest with --hypothesis-profile=explore. tests/run --fast tries a quarter of them.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.register_profile("fast", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("repeatable")
+
+
+_LONGEST = ("box", "qemu", "xdist_group", "slow")
+
+
+_MEMORY = "/dev/shm"  # noqa: S108
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """In memory for tests of this process alone: thousands of fsyncs cost nothing there, and what they are good for is
+    tested where the power is cut. Guests, QEMU and disk names want a path that is not below /dev.
+    """
+    alone = request.path.relative_to(TESTS).parts[0] in ("unit", "contract")
+    roomy = os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 2 << 30
+    place = _MEMORY if alone and roomy and not request.node.get_closest_marker("on_disk") else None
+    with tempfile.TemporaryDirectory(prefix="adr-test-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def in_ci() -> bool:
@@ -25,11 +46,18 @@ def in_ci() -> bool:
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """A test's folder says what it needs."""
+    """A test's folder says what it needs, and how it is shared among workers.
+
+    A file that has a guest, a libvirtd or an sshd of its own stays on one worker, and with it what it started. What
+    takes longest comes first, so that both workers end at the same time, with tests of milliseconds.
+    """
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
         if folder in ("box", "qemu"):
             item.add_marker(folder)
+        if folder in ("box", "qemu", "ssh"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
+    items.sort(key=lambda item: next((n for n, one in enumerate(_LONGEST) if item.get_closest_marker(one)), 9))
 
 
 def _skipped(config: pytest.Config) -> List[pytest.TestReport]:

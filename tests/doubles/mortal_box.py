@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr import config, durable
 from anvil_dr.cli import wiring
@@ -276,7 +276,37 @@ class MortalBox:
             ends[0].close()
         return outcomes[0]
 
+    def mark(self) -> Any:
+        """Everything as it is now, to rewind to."""
+        return self.world.save(), _files(self.folder), self.minutes
+
+    def rewind(self, mark: Any) -> None:
+        """Put everything back, the images with the identities that they had."""
+        images, files, self.minutes = mark
+        self.world.load(images)
+        _put_back(self.folder, files)
+
     def recover(self, fate: Optional[Fate] = None) -> None:
         """What the next process does first."""
         with self.process(fate) as target:
             recover(target)
+
+
+def _files(folder: Path) -> Dict[str, Optional[bytes]]:
+    """Everything below the state and the definitions."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for name in ("state", "definitions")
+        for path in sorted((folder / name).rglob("*"))
+    }
+
+
+def _put_back(folder: Path, files: Mapping[str, Optional[bytes]]) -> None:
+    for name in ("state", "definitions"):
+        for path in sorted((folder / name).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+    for name, content in files.items():
+        if content is None:
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Dict, List, Mapping, Optional, Tuple
 
 _PAGE_BYTES = 4096
@@ -26,15 +27,19 @@ class Push:
 
     def content(self, disk: str) -> bytes:
         """Every page says whose it is, but for each fifth one after the first, which is empty: images have holes."""
-        size_bytes = self.disks[disk]
-        pages = []
-        for page in range(-(-size_bytes // _PAGE_BYTES)):
-            stamp = f"job {self.number} of {self.server} disk {disk} page {page}\n".encode()
-            pages.append(bytes(_PAGE_BYTES) if page and (page + self.number) % 5 == 4 else _filled(stamp))
-        return b"".join(pages)[:size_bytes]
+        return _content(self.number, self.server, disk, self.disks[disk])
 
     def firmware_content(self, name: str) -> bytes:
         return f"job {self.number} of {self.server} firmware {name}\n".encode() * 50
+
+
+@lru_cache(maxsize=64)
+def _content(number: int, server: str, disk: str, size_bytes: int) -> bytes:
+    pages = []
+    for page in range(-(-size_bytes // _PAGE_BYTES)):
+        stamp = f"job {number} of {server} disk {disk} page {page}\n".encode()
+        pages.append(bytes(_PAGE_BYTES) if page and (page + number) % 5 == 4 else _filled(stamp))
+    return b"".join(pages)[:size_bytes]
 
 
 def _filled(stamp: bytes) -> bytes:

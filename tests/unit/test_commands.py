@@ -56,12 +56,14 @@ def test_a_command_explains_itself(command: str, tmp_path: Path) -> None:
     assert f"usage: {command} " in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_says_its_version(command: str, tmp_path: Path) -> None:
     code, out, _ = call(BIN / command, "--version", cwd=tmp_path)
     assert (code, __version__ in out) == (0, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_option_is_a_usage_error_that_names_it(command: str, tmp_path: Path) -> None:
     needed = WITHOUT_WHICH_IT_COMPLAINS_OF_THAT.get(command, ())
@@ -70,6 +72,7 @@ def test_an_unknown_option_is_a_usage_error_that_names_it(command: str, tmp_path
     assert "--no-such-option" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_not_led_astray_by_its_surroundings(command: str, tmp_path: Path) -> None:
     """Through a symlink, another python3 first in PATH, and modules that shadow ours here and in PYTHONPATH."""

@@ -30,7 +30,7 @@ def noise(size_bytes: int, seed: int) -> bytes:
 
 
 def two_disks(seed: int) -> Dict[str, bytes]:
-    return {"Web01_0": noise(3 << 20, seed), "Web01_1": noise(70_001, seed + 1000)}
+    return {"Web01_0": noise(300_000, seed), "Web01_1": noise(70_001, seed + 1000)}
 
 
 def node(tmp_path: Path, name: str = "Web01", disks: Optional[Dict[str, bytes]] = None) -> Node:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List
 
+import pytest
+
 from tests.doubles.mortal_box import MemoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push
 
@@ -30,6 +32,7 @@ class Box(MortalBox):
         return [job for _, job in self.checker.complete("Web01", self.world.images())]
 
 
+@pytest.mark.slow
 def test_fifty_jobs_in_an_hour_do_not_push_out_last_weeks_copies(tmp_path: Path) -> None:
     box = Box(tmp_path)
     for _ in range(4):

@@ -18,6 +18,8 @@ from anvil_dr.sending.send import OutgoingServer
 from anvil_dr.stores import qemu_lock
 from tests.doubles.machine import Machine
 
+pytestmark = pytest.mark.on_disk  # a disk is named after its path
+
 UUID = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
 
 

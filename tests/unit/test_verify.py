@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -88,12 +88,21 @@ class Box(MortalBox):
         return command.main(["--config", str(path), *arguments])
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Box, Any]:
+    made = Box(tmp_path_factory.mktemp("box"))
+    made.receive()
+    made.receive()
+    return made, made.mark()
+
+
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    made = Box(tmp_path)
-    made.receive()
-    made.receive()
-    return made
+def box(filled: Tuple[Box, Any]) -> Iterator[Box]:
+    """Two complete sets, the same ones for every test."""
+    made, mark = filled
+    yield made
+    made.rewind(mark)
+    made.checker.pushes[2:] = []
 
 
 def test_images_that_are_as_they_were_received_are_known_as_read_again(box: Box) -> None:
