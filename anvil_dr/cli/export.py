@@ -10,9 +10,11 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
-from typing import Any, Dict, Final, Optional, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Final, Optional, Sequence
 
 from anvil_dr import command, words
 from anvil_dr import config as configuration
@@ -21,7 +23,8 @@ from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import activate_boot, add_common_options, run_command, wiring
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import watcher
-from anvil_dr.errors import UsageError
+from anvil_dr.cli.send_report import Recorder
+from anvil_dr.errors import AnvilDrError, JobInterruptedError, UsageError
 from anvil_dr.failback import give_back
 from anvil_dr.sending import connect
 from anvil_dr.sending.send import JobSender, OutgoingServer, ServerOutcome
@@ -61,48 +64,79 @@ def _export(options: argparse.Namespace) -> int:
         overlays = Overlays(config.overlays, command.run)
         places = FirmwarePlaces(config.state, config.definitions)
         server = give_back.outgoing(options.server, store, state, overlays, places)
-        began = time.monotonic()
-        outcome, wire_bytes = _send(options, destination, server, limit_bytes)
-    _report(options, outcome, wire_bytes, time.monotonic() - began)
-    return 0 if outcome.error is None else 1
+        trip = _send(options, destination, server, limit_bytes)
+    _report(trip, as_json=options.json)
+    if trip.interrupted_by is not None:
+        return 128 + trip.interrupted_by
+    return 0 if trip.outcome.error is None else 1
+
+
+@dataclass(frozen=True)
+class _Trip:
+    """What became of it."""
+
+    outcome: ServerOutcome
+    begun: bool
+    """True if the node may have begun to write."""
+    wire_bytes: int
+    seconds: float
+    interrupted_by: Optional[signal.Signals]
 
 
 def _send(
     options: argparse.Namespace, destination: connect.SshDestination, server: OutgoingServer, limit_bytes: int
-) -> Tuple[ServerOutcome, int]:
+) -> _Trip:
     totals = {server.name: sum(disk.size_bytes for disk in server.disks)}
     remote = options.node_command or f"{_REMOTE} {shlex.quote(server.name)}"
+    wire_bytes, began = 0, time.monotonic()
+    error: Optional[AnvilDrError] = None
     with Interruption() as interruption, watcher(sys.stderr, totals, wanted=not options.no_progress) as watching:
-        with connect.connected(
-            destination, command.spawn, identity=options.identity, remote_command=remote
-        ) as channel:
-            interruption.watch(channel.abandon)
-            node = os.uname().nodename
-            sender = JobSender(channel, node=node, observer=watching, bandwidth_limit_bytes=limit_bytes)
-            job = sender.run(f"{server.name} comes back", (server,))
-            interruption.watch(lambda: None)
-            return job.servers[0], channel.wire_bytes
+        recorder = Recorder(watching)
+        try:
+            with connect.connected(
+                destination, command.spawn, identity=options.identity, remote_command=remote
+            ) as channel:
+                interruption.watch(channel.abandon)
+                node = os.uname().nodename
+                sender = JobSender(channel, node=node, observer=recorder, bandwidth_limit_bytes=limit_bytes)
+                try:
+                    sender.run(f"{server.name} comes back", (server,))
+                finally:
+                    interruption.watch(lambda: None)
+                    wire_bytes = channel.wire_bytes
+        except AnvilDrError as raised:
+            error = JobInterruptedError(interruption.by.name) if interruption.by is not None else raised
+    outcome = recorder.outcomes.get(server.name) or ServerOutcome(server.name, error)
+    if outcome.error is None and error is not None:
+        outcome = replace(outcome, error=error)
+    seconds = time.monotonic() - began
+    return _Trip(outcome, server.name in recorder.begun, wire_bytes, seconds, interruption.by)
 
 
-def _report(options: argparse.Namespace, outcome: ServerOutcome, wire_bytes: int, seconds: float) -> None:
+def _report(trip: _Trip, *, as_json: bool) -> None:
+    outcome, name = trip.outcome, words.printable(trip.outcome.name)
     written_bytes = outcome.done.written_bytes if outcome.done is not None else 0
-    if options.json:
+    if as_json:
         told: Dict[str, Any] = {
             "server": outcome.name,
             "state": "succeeded" if outcome.error is None else "failed",
             "error": None if outcome.error is None else str(outcome.error),
-            "wire_bytes": wire_bytes,
+            "node_changed": trip.begun,
+            "wire_bytes": trip.wire_bytes,
             "written_bytes": written_bytes,
-            "seconds": round(seconds, 3),
+            "seconds": round(trip.seconds, 3),
         }
         print(json.dumps(told, indent=2))
-        return
-    if outcome.error is not None:
-        print(f"{words.printable(outcome.name)}: failed: {words.printable(str(outcome.error))}")
-        print("Nothing is lost here. Run the same command again: what has arrived is not sent again.")
-        return
-    print(
-        f"{words.printable(outcome.name)}: back on its node after {seconds:.1f} s; {words.size(wire_bytes)} over the "
-        f"wire, {words.size(written_bytes)} written there."
-    )
-    print(f"Start it there. Once it runs well: anvil-activate-dr --release {words.printable(outcome.name)}")
+    elif outcome.error is None:
+        print(
+            f"{name}: back on its node after {trip.seconds:.1f} s; {words.size(trip.wire_bytes)} over the wire, "
+            f"{words.size(written_bytes)} written there."
+        )
+        print(f"Start it there. Once it runs well: anvil-activate-dr --release {name}")
+    else:
+        print(f"{name}: failed: {words.printable(str(outcome.error))}")
+        if trip.begun:
+            print(f"DO NOT START {name} ON ITS NODE: its disks may be part old, part new there.")
+            print("Nothing is lost here. Run the same command again: what has arrived is not sent again.")
+        else:
+            print("Nothing was changed on its node.")

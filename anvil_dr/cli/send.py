@@ -16,9 +16,11 @@ from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
 from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
+from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.ports import SourceHypervisor
-from anvil_dr.sending import connect, job_file, outgoing
+from anvil_dr.sending import connect, job_file, off_notes, outgoing
 from anvil_dr.sending.keep_off import Keeper
+from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.sending.outgoing import Prepared
 from anvil_dr.sending.outgoing_domain import DomainReader
 from anvil_dr.sending.send import JobSender, ServerOutcome
@@ -60,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a disk that is not sent, and that the DR box's definition won't have; may be given more than once",
     )
     parser.add_argument("--connect", default="qemu:///system", metavar="URI", help="libvirt (default: %(default)s)")
+    parser.add_argument(
+        "--state", metavar="DIR", default=off_notes.FOLDER,
+        help="where it is noted which servers are off for their image (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--identity", metavar="FILE", help="the private key that ssh is to use, and no other")
     parser.add_argument(
         "--bandwidth-limit", default="0", metavar="RATE", help="bytes a second, such as 10M (default: no limit)"
@@ -121,21 +127,23 @@ def _check(options: argparse.Namespace) -> None:
 
 def _work(options: argparse.Namespace, interruption: Interruption) -> _Work:
     """Read what is to be sent. Raise ConfigError, UsageError; other trouble is an outcome of a server."""
+    refuse = HalfBack(options.state).refuse
     if options.job:
         job = job_file.load(options.job)
-        return _Work(job.name, tuple(server.name for server in job.servers), outgoing.from_job_file(job))
+        return _Work(job.name, tuple(server.name for server in job.servers), outgoing.from_job_file(job, refuse))
     names = tuple(options.servers)
     name = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
     try:
         keeper = Keeper(
             lambda: _connect(options.connect),
             shut_down=options.shutdown,
+            notes=OffNotes(options.state),
             timeout_seconds=options.shutdown_timeout,
             interrupted=lambda: bool(interruption),
         )
     except HypervisorError as error:
         return _Work(name, names, Prepared((), tuple(ServerOutcome(one, error) for one in names)))
-    return _Work(name, names, DomainReader(keeper, leave_out=options.leave_out).read(names), keeper)
+    return _Work(name, names, DomainReader(keeper, refuse, leave_out=options.leave_out).read(names), keeper)
 
 
 def _connect(uri: str) -> SourceHypervisor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Final, Iterator, List, Mapping, Optional, Tuple
+from typing import Dict, Final, Iterator, List, Mapping, Optional, Set, Tuple
 
 from anvil_dr import words
 from anvil_dr.errors import AnvilDrError, RemoteError
@@ -33,6 +33,8 @@ class Recorder:
         self._watcher = watcher
         self.job_id: Optional[str] = None
         self.outcomes: Dict[str, ServerOutcome] = {}
+        self.begun: Set[str] = set()
+        """Servers whose disks the other end may have begun to write."""
         self._wire_bytes: Dict[Tuple[str, str], int] = {}
         self._written_bytes: Dict[str, int] = {}
 
@@ -49,6 +51,7 @@ class Recorder:
         self._watcher.job_planned(plan)
 
     def server_begun(self, server: str) -> None:
+        self.begun.add(server)
         self._watcher.server_begun(server)
 
     def disk_begun(self, server: str, disk: str, size_bytes: int) -> None:

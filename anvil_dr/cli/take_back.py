@@ -15,8 +15,9 @@ from anvil_dr.activation import boot_firmware
 from anvil_dr.cli import add_common_options, run_command
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import DefinitionError, HypervisorError, SourceError, StateError, UsageError
+from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
-from anvil_dr.sending import job_file
+from anvil_dr.sending import job_file, off_notes
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 
@@ -34,13 +35,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("server", metavar="SERVER", help="its disks are written over")
     parser.add_argument("--job", metavar="FILE", help="a job file that says where its disks are, instead of libvirt")
     parser.add_argument("--connect", metavar="URI", default="qemu:///system", help="libvirt (default: %(default)s)")
+    parser.add_argument(
+        "--state", metavar="DIR", default=off_notes.FOLDER,
+        help="where it is noted that disks are not whole yet (default: %(default)s)",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     return run_command(PROGRAM, lambda: _take_back(options))
 
 
 def _take_back(options: argparse.Namespace) -> int:
-    server = options.server
-    home = _from_job_file(server, options.job) if options.job else _from_libvirt(server, options.connect)
+    server, half_back = options.server, HalfBack(options.state)
+    if options.job:
+        home = _from_job_file(server, options.job, half_back)
+    else:
+        home = _from_libvirt(server, options.connect, half_back)
     limits = Limits()
     channel = Channel(os.dup(0), os.dup(1), silence_seconds=limits.silence_seconds)
     # Whatever else says something must not say it into the conversation.
@@ -51,7 +59,7 @@ def _take_back(options: argparse.Namespace) -> int:
         channel.close()
 
 
-def _from_job_file(server: str, path: str) -> Home:
+def _from_job_file(server: str, path: str, half_back: HalfBack) -> Home:
     entry = next((one for one in job_file.load(path).servers if one.name == server), None)
     if entry is None:
         raise UsageError(f"{path} has no server {server}")
@@ -60,10 +68,10 @@ def _from_job_file(server: str, path: str) -> Home:
     def put(files: Mapping[str, bytes]) -> None:
         _put(files, entry.nvram, entry.tpm)
 
-    return Home(server, paths, put, lambda: None)
+    return Home(server, paths, put, lambda: None, half_back)
 
 
-def _from_libvirt(server: str, uri: str) -> Home:
+def _from_libvirt(server: str, uri: str, half_back: HalfBack) -> Home:
     """Raise HypervisorError, DefinitionError."""
     try:
         from anvil_dr import hypervisor
@@ -88,7 +96,7 @@ def _from_libvirt(server: str, uri: str) -> Home:
     def put(files: Mapping[str, bytes]) -> None:
         _put(files, needs.nvram or _default_nvram(needs), _tpm(needs))
 
-    return Home(server, paths, put, check_off)
+    return Home(server, paths, put, check_off, half_back)
 
 
 def _default_nvram(needs: Requirements) -> Optional[str]:

@@ -2,7 +2,7 @@
 
 Touches the disks of one server that is off, its firmware state, and the channel. Speaks the target's side of the
 protocol. What is right on a disk already is neither sent nor written. If it ends in the middle, the disks are part old
-and part new, and the next try goes on.
+and part new, which half_back.py remembers, and the next try goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Callable, Dict, List, Mapping, Tuple, Union
 
 from anvil_dr.errors import AnvilDrError, DigestMismatchError, NotAllowedError, ProtocolError, SourceError
+from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.node_disks import open_to_write
 from anvil_dr.model import Owner
 from anvil_dr.receiving import announcement
@@ -67,6 +68,7 @@ class Home:
     """Raise StateError."""
     check_off: Callable[[], None]
     """Raise AnvilDrError if the server is not off."""
+    half_back: HalfBack
 
 
 class TakeBack:
@@ -162,6 +164,7 @@ class TakeBack:
             for disk in offer.disks:
                 disks[disk.name] = open_to_write(self._home.paths[disk.name], disk.size_bytes)
                 opened.callback(disks[disk.name].close)
+            self._home.half_back.begin(offer.name)
             ready = tuple(DiskReady(disk.name, True) for disk in offer.disks)
             self._conversation.send(ServerReady(offer.name, ready))
             firmware = {name: self._firmware(name) for name in offer.firmware}
@@ -173,6 +176,9 @@ class TakeBack:
             if self._conversation.expect(ServerEnd).server != offer.name:
                 raise ProtocolError(f"a server other than {offer.name!r} was ended")
             self._home.put_firmware(firmware)
+            # Nothing keeps a server from being started on block devices meanwhile.
+            self._home.check_off()
+            self._home.half_back.end(offer.name)
 
     def _disk(self, owner: Owner, size_bytes: int, image: Disk, digester: Digester) -> None:
         recycled = Content(digester, image, size_bytes)

@@ -1,8 +1,9 @@
 """Keeps servers off while their disks are read, and starts them again whatever became of the image (SPEC section 9).
 
-Talks to libvirt through ports.SourceHypervisor. A server that was off already is left off. Being off for longer than
-needed is the worst this program can do to a server, so: nothing here is interrupted half way (signals end the session,
-not this), starting is tried again, and one that goes off later than it was given time for is started too.
+Talks to libvirt through ports.SourceHypervisor, and notes what it shuts down. A server that was off already is left
+off. Being off for longer than needed is the worst this program can do to a server, so: nothing here is interrupted half
+way (signals end the session, not this), starting is tried again, one that goes off later than it was given time for is
+started too, and what a run that was killed has left off is started by the next.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Dict, Final, Iterator, List, Optional
+from typing import Callable, Dict, Final, Iterator, List, Optional, Protocol
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import AnvilDrError, HypervisorError, SourceChangedError, SourceError
+from anvil_dr.errors import AnvilDrError, HypervisorError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState, SourceHypervisor
+from anvil_dr.sending.off_notes import OffNote
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,20 @@ _CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
     "shutting down": "is shutting down; try again when it's off",
     "crashed": "has crashed and still holds its disks; end it first with: virsh destroy",
 }
+
+
+class Notes(Protocol):
+    """Remembers over a crash what is off for its image. off_notes.OffNotes is one."""
+
+    def path(self, server: str) -> str: ...
+
+    def keep(self, server: str, definition: Optional[str]) -> None:
+        """Raise StateError."""
+        ...
+
+    def of(self, server: str) -> Optional[OffNote]: ...
+
+    def forget(self, server: str) -> None: ...
 
 
 @dataclass
@@ -49,6 +65,7 @@ class Keeper:
         connect: Callable[[], SourceHypervisor],
         *,
         shut_down: bool,
+        notes: Notes,
         timeout_seconds: float = 300.0,
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -60,7 +77,7 @@ class Keeper:
         """
         self.hypervisor = connect()
         self._connect, self._shut_down, self._timeout_seconds = connect, shut_down, timeout_seconds
-        self._interrupted, self._clock, self._sleep = interrupted, clock, sleep
+        self._notes, self._interrupted, self._clock, self._sleep = notes, interrupted, clock, sleep
         self.tell: Callable[[str], None] = lambda text: None
         """Is told in words what takes long. To be replaced."""
         self._late: List[_Stopped] = []
@@ -71,10 +88,24 @@ class Keeper:
 
     def check(self, name: str) -> None:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
-        state = self._state(name)
-        if state == "gone":
+        state, left = self._state(name), self._notes.of(name)
+        if state == "gone" and left is not None and left.definition is not None and not left.since_this_boot:
+            raise SourceError(
+                f"{name} was shut down for its image at {left.since}, this node was started since then, and it does "
+                f"not run here; if it runs nowhere else: virsh create {left.definition_path}"
+            )
+        if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
         self._refuse(name, state)
+        if left is not None and state not in _OFF:
+            self._notes.forget(name)
+
+    def definition(self, name: str) -> str:
+        """Its XML: libvirt's, or what a run that was killed has kept of a transient server. Raise HypervisorError."""
+        left = self._notes.of(name)
+        if left is not None and left.definition is not None and self._state(name) == "gone":
+            return left.definition
+        return self.hypervisor.definition(name)
 
     def check_survives_shutdown(self, name: str, tpm: Optional[TpmRequirement]) -> None:
         """Raise SourceError if shutting this server down would destroy a part of it.
@@ -95,17 +126,16 @@ class Keeper:
         Raise SourceError or HypervisorError if it can't be had, SourceChangedError if somebody started it meanwhile.
         Whether it could be started again is in `not_started`: that is no reason to give up a good image.
         """
-        state = self._state(name)
-        if state == "gone":
+        state, left = self._state(name), self._notes.of(name)
+        if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
         self._refuse(name, state)
-        if state == "shut off":
-            yield
-            self._check_still_off(name)
+        if state in _OFF:
+            yield from self._off_already(name, left)
             return
         if self._interrupted():
             raise SourceError(f"{name} was not shut down, because the job was interrupted")
-        stopped = _Stopped(name, self._way_back(name), self._clock())
+        stopped = _Stopped(name, self._noted(name), self._clock())
         went_off = False
         try:
             self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
@@ -142,6 +172,8 @@ class Keeper:
     # — inner parts —
 
     def _refuse(self, name: str, state: DomainState) -> None:
+        if state == "gone":
+            return
         if state == "shut off":
             if self.hypervisor.is_saved(name):
                 raise SourceError(
@@ -154,17 +186,44 @@ class Keeper:
         if not self._shut_down:
             raise SourceError(f"{name} is running, so its image would be torn; shut it down, or use --shutdown")
 
-    def _way_back(self, name: str) -> Callable[[], None]:
-        """What starts this server again. A transient one ends with its shutdown, so its definition is kept here."""
+    def _off_already(self, name: str, left: Optional[OffNote]) -> Iterator[None]:
+        """One that a run has shut down that was killed, is started; any other stays off."""
+        if left is None or not left.since_this_boot:
+            if left is not None:
+                self.tell(f"{name}: off since its image of {left.since}, and left off: this node was started since")
+            yield
+            self._check_still_off(name)
+            return
+        self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started after its image")
+        stopped = _Stopped(name, self._way_back(name, left.definition), self._clock())
+        try:
+            yield
+            self._check_still_off(name)
+        finally:
+            self._put_back(stopped, went_off=True)
+
+    def _noted(self, name: str) -> Callable[[], None]:
+        """What starts this server again, after having noted that it will be off. A transient one ends with its
+        shutdown, and its definition with it."""
         transient = any(domain.name == name and not domain.persistent for domain in self.hypervisor.active())
-        if not transient:
-            return lambda: self.hypervisor.start(name)
-        xml = self.hypervisor.definition(name)
+        xml = self.hypervisor.definition(name) if transient else None
+        try:
+            self._notes.keep(name, xml)
+            if transient:
+                self.tell(f"{name}: until it runs again, its definition is in {self._notes.path(name)}")
+        except StateError as error:
+            # An image is worth more than the note, which only a crash makes use of.
+            log.warning("not noted that it is off server=%s error=%s", name, error)
+        return self._way_back(name, xml)
 
-        def boot() -> None:
-            self.hypervisor.boot(xml)
+    def _way_back(self, name: str, xml: Optional[str]) -> Callable[[], None]:
+        def start() -> None:
+            if xml is None:
+                self.hypervisor.start(name)
+            else:
+                self.hypervisor.boot(xml)
 
-        return boot
+        return start
 
     def _check_still_off(self, name: str) -> None:
         state = self._state(name)
@@ -185,11 +244,14 @@ class Keeper:
                 return
         except HypervisorError as error:
             log.error("server not started server=%s error=%s", name, error)
+            left = self._notes.of(name)
+            by_hand = f"create {left.definition_path}" if left and left.definition is not None else f"start {name}"
             self.not_started[name] = HypervisorError(
-                f"{name} was shut down for its image and could not be started again: {error}",
+                f"{name} was shut down for its image and could not be started again: {error}; try: virsh {by_hand}",
                 libvirt_code=error.libvirt_code,
             )
             return
+        self._notes.forget(name)
         self.downtime_seconds[name] = self._clock() - stopped.asked_at
         log.info("server runs again server=%s downtime_seconds=%.1f", name, self.downtime_seconds[name])
         self.tell(f"{name}: runs again, after {self.downtime_seconds[name]:.0f} seconds")

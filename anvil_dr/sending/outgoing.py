@@ -35,12 +35,17 @@ class Prepared:
     failed: Tuple[ServerOutcome, ...]
 
 
-def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer]) -> Prepared:
-    """Build each server; one that cannot be built is a failed one."""
+Refuse = Callable[[str], None]
+"""Raises AnvilDrError for a server that must not be imaged now, whatever state it is in."""
+
+
+def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer], refuse: Refuse) -> Prepared:
+    """Build each server; one that is refused, or cannot be built, is a failed one."""
     servers: List[OutgoingServer] = []
     failed: List[ServerOutcome] = []
     for name in names:
         try:
+            refuse(name)
             servers.append(build(name))
         except AnvilDrError as error:
             log.info("server not sent server=%s code=%s error=%s", name, error.code, error)
@@ -48,10 +53,10 @@ def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer]) -> Pre
     return Prepared(tuple(servers), tuple(failed))
 
 
-def from_job_file(job: JobFile) -> Prepared:
+def from_job_file(job: JobFile, refuse: Refuse = lambda server: None) -> Prepared:
     """The servers of a job file. Nobody but the person who wrote it knows that they are off, except QEMU's locks."""
     entries = {entry.name: entry for entry in job.servers}
-    return prepare(entries, lambda name: _from_entry(entries[name]))
+    return prepare(entries, lambda name: _from_entry(entries[name]), refuse)
 
 
 def outgoing_disk(name: str, path: str, read_path: str) -> OutgoingDisk:

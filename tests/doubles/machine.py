@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from anvil_dr.errors import HypervisorError
 from anvil_dr.ports import Domain, DomainState
+from anvil_dr.sending.off_notes import OffNote
 from tests.doubles.hypervisor import Clock, FakeHypervisor
+
+
+class MemoryNotes:
+    """A keep_off.Notes that outlives the run that wrote it, as a file does."""
+
+    def __init__(self) -> None:
+        self.kept: Dict[str, OffNote] = {}
+
+    def path(self, server: str) -> str:
+        return f"/notes/{server}.xml"
+
+    def keep(self, server: str, definition: Optional[str]) -> None:
+        self.kept[server] = OffNote(server, "2026-11-25T01:00:00+00:00", definition, self.path(server), True)
+
+    def of(self, server: str) -> Optional[OffNote]:
+        return self.kept.get(server)
+
+    def forget(self, server: str) -> None:
+        self.kept.pop(server, None)
+
+    def node_was_started(self) -> None:
+        self.kept = {server: replace(note, since_this_boot=False) for server, note in self.kept.items()}
 
 
 @dataclass
@@ -21,8 +44,10 @@ class Machine:
     goes_off_at: Optional[float] = None
     """When a server that was asked to shut down is off; None: half a minute later."""
     start_errors: List[str] = field(default_factory=list)
+    boot_errors: List[str] = field(default_factory=list)
     definitions: Dict[str, str] = field(default_factory=dict)
     events: List[str] = field(default_factory=list)
+    notes: MemoryNotes = field(default_factory=MemoryNotes)
     connections: int = 0
     broken_connections: int = 0
     """Connections up to this number answer nothing any more."""
@@ -96,6 +121,8 @@ class Connection(FakeHypervisor):
 
     def boot(self, xml: str, *, paused: bool = False, autodestroy: bool = False) -> Domain:
         machine = self._ask()
+        if machine.boot_errors:
+            raise HypervisorError(machine.boot_errors.pop(0))
         machine.events.append(f"boot {xml}")
         machine.domains["Web01"] = "running"
         return Domain("Web01", "", "running", False, ())

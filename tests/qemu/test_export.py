@@ -35,7 +35,7 @@ def export(box: FilledBox, uri: str) -> JobOutcome:
         store = wiring.open_store(config, state)
         overlays, places = Overlays(config.overlays, command.run), FirmwarePlaces(config.state, config.definitions)
         server = give_back.outgoing("Web01", store, state, overlays, places)
-    peer = command.spawn((str(COMMAND), "Web01", "--connect", uri))
+    peer = command.spawn((str(COMMAND), "Web01", "--connect", uri, "--state", str(box.state.parent / "node")))
     channel = Channel(*peer.take_pipes())
     try:
         return JobSender(channel, node="dr01", observer=Quiet()).run("back", (server,))

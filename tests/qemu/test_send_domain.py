@@ -23,8 +23,14 @@ OFF = ("gone", "shut off")
 SLOWLY = ("--bandwidth-limit", "1M")
 
 
+def notes(box: DrBox) -> Path:
+    """What stands for /var/lib/anvil-dr-send of the node."""
+    return box.store_folder.parent / "node"
+
+
 def start_send(libvirt: PrivateLibvirt, box: DrBox, *arguments: str) -> subprocess.Popen[str]:
-    argv = [str(STUB), "--to", f"unix:{box.config.socket}", "--connect", libvirt.uri, "--json", *arguments, "Web01"]
+    argv = [str(STUB), "--to", f"unix:{box.config.socket}", "--connect", libvirt.uri, "--state", str(notes(box)),
+            "--json", *arguments, "Web01"]  # fmt: skip
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -104,6 +110,7 @@ def test_a_transient_server_is_shut_down_imaged_at_rest_and_made_again(
     assert (domain.name, domain.state, domain.persistent) == ("Web01", "running", False)
     again = report("Web01", lambda: None)
     assert (again.token, again.checksum, again.boots) == (web.token, web.checksum, 2)
+    assert list(notes(box).rglob("Web01.*")) == [], "it runs again, so nothing has to be remembered"
     # What lies on the box is what the server left when it shut down: booted once, file systems clean.
     for source, content in zip(web.disks, images(box, web)):
         source.with_suffix(".image").write_bytes(content)
@@ -134,6 +141,24 @@ def test_a_server_runs_again_when_its_job_breaks_in_the_middle(
         assert server["state"] == "failed" and server["downtime_seconds"] > 0
         assert report("Web01", lambda: None).boots == 2
         assert all("incomplete" in name for name in box.names())
+
+
+def test_a_transient_server_whose_sender_was_killed_is_imaged_as_it_lies_and_made_again_by_the_next_run(
+    libvirt: PrivateLibvirt, hypervisor: LibvirtHypervisor, web: DemoServer, box: DrBox, report: Reporter
+) -> None:
+    report("Web01", lambda: hypervisor.boot(definition(web)))
+    with box.running():
+        process = start_send(libvirt, box, "--shutdown", *SLOWLY)
+        wait_until(lambda: hypervisor.state("Web01") == "gone" and receiving(box))
+        process.kill()
+        process.communicate()
+        assert hypervisor.state("Web01") == "gone"
+        assert "<name>Web01</name>" in (notes(box) / "off" / "Web01.xml").read_text()
+        code, server = ended(start_send(libvirt, box))
+    assert (code, server["state"]) == (0, "succeeded")
+    again = report("Web01", lambda: None)
+    assert (again.token, again.boots) == (web.token, 2)
+    assert list(notes(box).rglob("Web01.*")) == []
 
 
 def test_an_image_of_a_server_that_somebody_started_meanwhile_is_given_up(

@@ -39,7 +39,7 @@ def allow_import(box: SshBox, job: Path) -> None:
     """What the node's administrator puts before the DR box's key."""
     keys = (box.folder / "authorized_keys").read_text().splitlines()
     key = (box.folder / "back.pub").read_text().strip()
-    line = f'restrict,command="{ROOT}/bin/anvil-dr-take-back Web01 --job {job}" {key}'
+    line = f'restrict,command="{ROOT}/bin/anvil-dr-take-back Web01 --job {job} --state {box.folder}" {key}'
     kept = [one for one in keys if not one.endswith(key)]
     (box.folder / "authorized_keys").write_text("\n".join([*kept, line]) + "\n")
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from pathlib import Path
+from typing import Callable, List
 
 import pytest
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import HypervisorError, SourceChangedError, SourceError
+from anvil_dr.errors import HypervisorError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState
 from anvil_dr.sending.keep_off import Keeper
+from anvil_dr.sending.off_notes import OffNotes
 from tests.doubles.machine import Machine
 
 
 def keeper(machine: Machine, *, shut_down: bool = True, interrupted: Callable[[], bool] = lambda: False) -> Keeper:
     return Keeper(
-        machine.connect, shut_down=shut_down, timeout_seconds=60, interrupted=interrupted,
+        machine.connect, shut_down=shut_down, notes=machine.notes, timeout_seconds=60, interrupted=interrupted,
         clock=machine.clock.now, sleep=machine.clock.sleep,
     )  # fmt: skip
 
@@ -185,3 +187,92 @@ def test_a_shutdown_that_would_destroy_a_tpm_is_refused() -> None:
     transient.check_survives_shutdown("Web01", tpm("passthrough", False))
     transient.check_survives_shutdown("Web01", None)
     defined.check_survives_shutdown("Web01", tpm("emulator", False))
+
+
+# — a run that was killed —
+
+
+class Killed(BaseException):
+    """Nothing of the run is done after this, as after kill -9."""
+
+
+def kill_while_off(machine: Machine) -> None:
+    """What is left of a run that ended without its end."""
+    kept = keeper(machine)
+    kept._put_back = lambda stopped, went_off: None  # type: ignore[method-assign]
+    with pytest.raises(Killed), kept.off("Web01"):
+        raise Killed
+    machine.events.clear()
+
+
+@pytest.mark.parametrize(
+    ("transient", "way_back"), [(False, "start Web01"), (True, "boot <domain><name>Web01</name></domain>")]
+)
+def test_a_server_that_a_killed_run_left_off_is_imaged_as_it_lies_and_started_by_the_next(
+    transient: bool, way_back: str
+) -> None:
+    machine = Machine(transient={"Web01"} if transient else set())
+    kill_while_off(machine)
+    kept = keeper(machine, shut_down=False)
+    kept.check("Web01")
+    assert kept.definition("Web01") == "<domain><name>Web01</name></domain>"
+    with kept.off("Web01"):
+        assert machine.events == [], "it is off already"
+    assert machine.events == [way_back]
+    assert machine.notes.kept == {}
+
+
+def test_after_a_restart_of_the_node_nothing_is_started_that_may_run_elsewhere_by_now() -> None:
+    machine, defined = Machine(transient={"Web01"}), Machine()
+    for each in (machine, defined):
+        kill_while_off(each)
+        each.notes.node_was_started()
+    with pytest.raises(SourceError, match="if it runs nowhere else: virsh create /notes/Web01.xml"):
+        keeper(machine).check("Web01")
+    kept = keeper(defined)
+    told: List[str] = []
+    kept.tell = told.append
+    kept.check("Web01")
+    with kept.off("Web01"):
+        pass
+    assert machine.events == defined.events == []
+    assert "this node was started since" in told[0]
+
+
+def test_a_server_that_runs_again_is_not_remembered_as_off() -> None:
+    machine = Machine()
+    kill_while_off(machine)
+    machine.domains["Web01"] = "running"
+    keeper(machine).check("Web01")
+    assert machine.notes.kept == {}
+    with keeper(machine).off("Web01"):
+        assert list(machine.notes.kept) == ["Web01"]
+    assert machine.notes.kept == {}
+
+
+def test_whoever_cannot_start_a_transient_server_is_told_where_its_definition_is() -> None:
+    machine = Machine(transient={"Web01"}, boot_errors=["no memory"] * 9)
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        pass
+    assert "try: virsh create /notes/Web01.xml" in str(kept.not_started["Web01"])
+    assert list(machine.notes.kept) == ["Web01"]
+
+
+def test_a_note_survives_its_writer_and_keeps_the_definition_beside_it(tmp_path: Path) -> None:
+    OffNotes(str(tmp_path), boot_id="one").keep("Web01", "<domain/>")
+    OffNotes(str(tmp_path), boot_id="one").keep("Db01", None)
+    same, later = OffNotes(str(tmp_path), boot_id="one"), OffNotes(str(tmp_path), boot_id="two")
+    found = same.of("Web01")
+    assert found is not None
+    assert (found.definition, found.since_this_boot) == ("<domain/>", True)
+    assert Path(found.definition_path).read_text() == "<domain/>"
+    for note, expected in ((later.of("Web01"), "<domain/>"), (later.of("Db01"), None)):
+        assert note is not None
+        assert (note.definition, note.since_this_boot) == (expected, False)
+    same.forget("Web01")
+    assert same.of("Web01") is None
+    (tmp_path / "off" / "Db01.json").write_text("{")
+    assert same.of("Db01") is None, "it makes no sense"
+    with pytest.raises(StateError):
+        same.keep("../etc/Web01", "<domain/>")

@@ -52,7 +52,8 @@ def read(
 ) -> Prepared:
     machine = Machine(domains={"Web01": state}, definitions={"Web01": xml})  # type: ignore[dict-item]
     machine.transient = {"Web01"} if transient else set()
-    keeper = Keeper(machine.connect, shut_down=True, clock=machine.clock.now, sleep=machine.clock.sleep)
+    clock, notes = machine.clock, machine.notes
+    keeper = Keeper(machine.connect, shut_down=True, notes=notes, clock=clock.now, sleep=clock.sleep)
     reader = DomainReader(
         keeper, leave_out=leave_out, nvram_folder=str(tmp_path / "nvram"), tpm_folder=str(tmp_path / "swtpm")
     )
@@ -149,13 +150,14 @@ def test_two_disks_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_server_that_is_named_twice_is_a_mistake_in_the_command() -> None:
     machine = Machine(domains={"Web01": "shut off"})
     with pytest.raises(UsageError, match="Web01 is named twice"):
-        DomainReader(Keeper(machine.connect, shut_down=False)).read(["Web01", "Web01"])
+        DomainReader(Keeper(machine.connect, shut_down=False, notes=machine.notes)).read(["Web01", "Web01"])
 
 
 def test_one_server_that_cannot_be_sent_does_not_stop_the_others(tmp_path: Path) -> None:
     xml = domain("Web01", disk(file(tmp_path / "Web01_0.raw")))
     machine = Machine(domains={"Web01": "shut off", "Db01": "running"}, definitions={"Web01": xml})
-    prepared = DomainReader(Keeper(machine.connect, shut_down=False)).read(["Db01", "Web01", "Gone01"])
+    keeper = Keeper(machine.connect, shut_down=False, notes=machine.notes)
+    prepared = DomainReader(keeper).read(["Db01", "Web01", "Gone01"])
     assert [server.name for server in prepared.servers] == ["Web01"]
     assert [(outcome.name, type(outcome.error)) for outcome in prepared.failed] == [
         ("Db01", SourceError),

@@ -19,6 +19,7 @@ from anvil_dr.cli import wiring
 from anvil_dr.command import run as run_command
 from anvil_dr.errors import AnvilDrError, ImageInUseError, SourceError, UsageError
 from anvil_dr.failback import give_back
+from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
 from anvil_dr.records.state import State
 from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingServer
@@ -58,7 +59,12 @@ class NodeSide:
             if self.running:
                 raise SourceError("server Web01 is running on this node")
 
-        return Home("Web01", {name: str(self.path(name)) for name in self.contents}, put, check_off)
+        paths = {name: str(self.path(name)) for name in self.contents}
+        return Home("Web01", paths, put, check_off, HalfBack(str(self.folder)))
+
+    def refuse_half_back(self) -> None:
+        """What anvil-dr-send asks on this node before it takes an image."""
+        HalfBack(str(self.folder)).refuse("Web01")
 
     def serve(self, channel: Channel) -> None:
         try:
@@ -123,6 +129,7 @@ def test_only_what_the_server_wrote_here_goes_back(box: FilledBox, tmp_path: Pat
     node = NodeSide(tmp_path / "node", old)
     done = send(box, node)
     assert done.succeeded and node.ended == [True]
+    node.refuse_half_back()
     wanted = bytearray(old["Web01_0"])
     wanted[5 * MIB : 5 * MIB + 21] = b"written on the DR box"
     assert node.path("Web01_0").read_bytes() == bytes(wanted)
@@ -150,6 +157,32 @@ def test_a_server_that_runs_at_home_is_not_written_over(box: FilledBox, tmp_path
     node = NodeSide(tmp_path / "node", old, running=True)
     done = send(box, node)
     assert "is running on this node" in str(done.servers[0].error)
+    node.refuse_half_back()
+    assert node.path("Web01_0").read_bytes() == old["Web01_0"]
+
+
+def test_disks_are_not_called_whole_if_the_server_was_started_while_they_were_written(
+    box: FilledBox, tmp_path: Path, old: Dict[str, bytes]
+) -> None:
+    node = NodeSide(tmp_path / "node", old)
+
+    class Starter(Quiet):
+        def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None:
+            node.running = True
+
+    done = send(box, node, Starter())
+    assert "is running on this node" in str(done.servers[0].error)
+    with pytest.raises(SourceError, match="Don't start it"):
+        node.refuse_half_back()
+
+
+def test_nothing_is_written_that_could_not_be_noted_as_unfinished(
+    box: FilledBox, tmp_path: Path, old: Dict[str, bytes]
+) -> None:
+    node = NodeSide(tmp_path / "node", old)
+    (node.folder / "coming-back").write_text("in the way")
+    done = send(box, node)
+    assert "cannot be written" in str(done.servers[0].error)
     assert node.path("Web01_0").read_bytes() == old["Web01_0"]
 
 
@@ -172,9 +205,12 @@ def test_a_connection_that_breaks_costs_only_time(box: FilledBox, tmp_path: Path
     with pytest.raises(AnvilDrError):
         send(box, node, break_at=16 * MIB)
     assert node.ended and node.ended[0] is not True
+    with pytest.raises(SourceError, match="part old and part new.*anvil-dr-export Web01"):
+        node.refuse_half_back()
     again = send(box, node)
     assert again.succeeded
     assert again.wire_bytes < 15 * MIB, "what had arrived is not sent again"
+    node.refuse_half_back()
     assert node.path("Web01_1").read_bytes() == old["Web01_1"]
 
 

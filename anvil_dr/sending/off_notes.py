@@ -1,0 +1,107 @@
+"""Which servers were shut down for their image and don't run again yet: what a node must know after a crash.
+
+Reads and writes `<folder>/off/<server>.json`, and `<server>.xml` beside it for a transient server, whose definition is
+nowhere else once it is off.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Final, Optional
+
+from anvil_dr import durable, naming
+from anvil_dr.errors import ImageNameError, StateError
+
+log = logging.getLogger(__name__)
+
+FOLDER: Final = "/var/lib/anvil-dr-send"
+"""The default, on every node."""
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+_MAX_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True)
+class OffNote:
+    """One server that was shut down."""
+
+    server: str
+    since: str
+    """ISO 8601, UTC."""
+    definition: Optional[str]
+    """What a transient server ran with; None for one that libvirt remembers by itself."""
+    definition_path: str
+    """Where that text lies."""
+    since_this_boot: bool
+    """False if the node was started since: then whoever watches over the server may have it elsewhere by now."""
+
+
+class OffNotes:
+    """`folder` is the node's; `boot_id` changes with each start of it."""
+
+    def __init__(self, folder: str = FOLDER, *, boot_id: Optional[str] = None) -> None:
+        self._folder = os.path.join(folder, "off")
+        self._boot_id = _read_boot_id() if boot_id is None else boot_id
+
+    def path(self, server: str) -> str:
+        """Where a transient server's definition is kept."""
+        return os.path.join(self._folder, f"{server}.xml")
+
+    def keep(self, server: str, definition: Optional[str]) -> None:
+        """To be called before it is shut down. Raise StateError if it cannot be kept."""
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        content = json.dumps({"since": now, "boot_id": self._boot_id, "transient": definition is not None}) + "\n"
+        try:
+            naming.check_server_name(server)
+            durable.make_directories(self._folder, mode=0o700)
+            if definition is not None:
+                # A definition may hold passwords.
+                durable.replace(self.path(server), definition.encode("utf-8"), mode=0o600)
+            durable.replace(self._note(server), content.encode("utf-8"), mode=0o600)
+        except ImageNameError as error:
+            raise StateError(str(error)) from error
+        except OSError as error:
+            raise StateError(f"{self._note(server)} cannot be written: {error.strerror}") from error
+        log.info("noted as off server=%s path=%s", server, self._note(server))
+
+    def of(self, server: str) -> Optional[OffNote]:
+        """None if it was not shut down here, or runs again. One that makes no sense is logged."""
+        try:
+            naming.check_server_name(server)
+            with open(self._note(server), encoding="utf-8") as file:
+                kept = json.loads(file.read(_MAX_BYTES))
+            definition: Optional[str] = None
+            if kept["transient"]:
+                with open(self.path(server), encoding="utf-8") as file:
+                    definition = file.read(_MAX_BYTES)
+            same_boot = str(kept["boot_id"]) == self._boot_id != ""
+            return OffNote(server, str(kept["since"]), definition, self.path(server), same_boot)
+        except (FileNotFoundError, ImageNameError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("a note cannot be understood path=%s error=%r", self._note(server), error)
+            return None
+
+    def forget(self, server: str) -> None:
+        """It runs again. What cannot be removed is logged: it is looked at again the next time."""
+        for path in (self._note(server), self.path(server)):
+            try:
+                durable.remove(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                log.warning("a note stays behind path=%s error=%s", path, error)
+
+    def _note(self, server: str) -> str:
+        return os.path.join(self._folder, f"{server}.json")
+
+
+def _read_boot_id() -> str:
+    try:
+        with open(_BOOT_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
