@@ -41,6 +41,10 @@ def run(
         hypervisor, overlays, box.places, turns, signs, now=utc_now, wait_seconds=wait_seconds
     )
     progress = _Progress(activate_view.widths(plan.servers), as_json=as_json)
+    progress.say(
+        f"{count(len(plan.servers), 'server')}, one after the other, on throw-away copies, without a network."
+        " Ctrl-C ends it and leaves nothing behind."
+    )
     with activate_boot.until_stopped() as stopped:
         rehearsal = Rehearsal(config.name, at, rehearser.run(plan, progress, stopped))
     earlier = rehearsal_records.load(config.state)
@@ -61,13 +65,19 @@ class _Progress:
     def __init__(self, name_columns: int, *, as_json: bool) -> None:
         self._columns, self._stream = name_columns, sys.stderr if as_json else sys.stdout
 
+    def say(self, text: str) -> None:
+        activate_view.show([Line(text)], self._stream)
+
     def began(self, server: str) -> None:
         if self._stream.isatty():
-            print(f"  {printable(server):<{self._columns}}  ...", end="\r", file=self._stream, flush=True)
+            waiting = f"  {printable(server):<{self._columns}}  waiting for a sign of life ..."
+            print(waiting, end="\r", file=self._stream, flush=True)
 
     def ended(self, result: RehearsalResult) -> None:
         seconds = f" after {result.seconds:.1f} s" if result.seconds is not None else ""
         text = f"  {result.server:<{self._columns}}  {IN_WORDS[result.verdict]}{seconds}: {result.detail}"
+        if self._stream.isatty():
+            print("\r\x1b[K", end="", file=self._stream)
         activate_view.show([Line(printable(text), _TONES.get(result.verdict, "quiet"))], self._stream)
 
 
@@ -75,7 +85,9 @@ def _end(rehearsal: Rehearsal, path: Optional[str]) -> None:
     passed = sum(one.verdict == "passed" for one in rehearsal.results)
     tried = sum(one.verdict != "skipped" for one in rehearsal.results)
     print(f"{passed} of {count(tried, 'server')} came up. Their images were not changed.")
-    if not rehearsal.passed:
+    if any(one.verdict == "interrupted" for one in rehearsal.results):
+        print("It was ended before all had been tried. To try the others: type the same again.")
+    if any(_TONES.get(one.verdict) == "bad" for one in rehearsal.results):
         print("What keeps servers down, and what to do about it: anvil-activate-dr --check")
     print(f"Report: {path}" if path else "No report could be kept; write it elsewhere with --report FILE.")
 

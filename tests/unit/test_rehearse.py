@@ -229,11 +229,21 @@ class Page(html.parser.HTMLParser):
         self.loaded: List[str] = []
         self.text: List[str] = []
         self.tags: List[str] = []
+        self.open: List[str] = []
         self.feed(text)
+        assert self.open == [], "every element is closed"
 
     def handle_starttag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
         self.tags.append(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
         self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -246,8 +256,32 @@ def page(*results: RehearsalResult, earlier: Tuple[Rehearsal, ...] = ()) -> Page
 def test_a_report_says_what_a_manager_asks() -> None:
     found = page(result(), result("Db01", "failed", seconds=None, detail="it was booted and then crashed"))
     text = " ".join(found.text)
-    for words in ("1 of 2 servers came up", "12.3 s", "2 hours ago (set 1)", "did not come up", "then crashed"):
+    for words in ("1 of 2 servers came up. Db01 would have been down", "12.3 s", "2 hours ago (set 1)",
+                  "did not come up", "then crashed"):  # fmt: skip
         assert words in text
+
+
+def test_the_two_numbers_of_a_plan_for_disasters_stand_at_the_top() -> None:
+    older = result("Db01", received_at="2026-11-18T04:00:00+00:00", seconds=100.0)
+    text = " ".join(page(result(), older).text)
+    assert "Recovery time (RTO) 100.0 s the slowest: Db01" in text
+    assert "Data lost at most (RPO) 2 days the oldest copy: Db01" in text
+
+
+def test_a_rehearsal_that_was_ended_early_is_no_failure_and_no_part_of_the_trend() -> None:
+    ended = result(verdict="interrupted", seconds=None)
+    found = page(ended, result("Db01", "interrupted", seconds=None), earlier=(Rehearsal("dr01", AT, (ended,)),))
+    text = " ".join(found.text)
+    assert "0 of 2 servers came up. The rehearsal was ended before Web01 and Db01 could be tried" in text
+    assert "would have been down" not in text
+    assert "no trend yet" in text
+
+
+def test_the_trend_is_drawn_with_a_bar_for_each_rehearsal() -> None:
+    earlier = tuple(Rehearsal("dr01", f"2026-11-{day:02}T04:00:00+00:00", (result(),)) for day in (1, 2))
+    found = page(result("Db01", "failed", seconds=None), earlier=earlier)
+    assert found.tags.count("rect") == 3
+    assert "0 of 1" in found.text
 
 
 def test_a_report_is_one_file_that_loads_nothing() -> None:
