@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import textwrap
 from datetime import datetime, timezone
 from typing import Final, Optional, Sequence
 
@@ -55,8 +57,10 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """ "1 server", "2 servers"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """ "1 server", "2 servers", "2 addresses"."""
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun}es" if noun.endswith("s") else f"{number} {noun}s"
 
 
 def size(size_bytes: int) -> str:
@@ -75,6 +79,26 @@ def size(size_bytes: int) -> str:
 def listed(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def nearest(typed: str, known: Sequence[str]) -> str:
+    """ " (did you mean Web01?)" for web1, or nothing if it is like none of them."""
+    by_lower = {one.lower(): one for one in known}
+    found = difflib.get_close_matches(typed.lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
+
+
+def folded(text: str, columns: int, hang: Optional[int] = None) -> Sequence[str]:
+    """A line in parts that fit, never broken inside a word that fits: paths and commands can be copied.
+
+    `hang` is where the second part begins; without it, two columns behind the first.
+    """
+    if len(text) <= columns:
+        return (text,)
+    indent = " " * (len(text) - len(text.lstrip()) + 2 if hang is None else hang)
+    return textwrap.wrap(
+        text, columns, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True, replace_whitespace=False
+    )
 
 
 def printable(text: str) -> str:

@@ -22,7 +22,7 @@ from anvil_dr.preflight import preflight
 from anvil_dr.preflight.boot_subject import HostView, Subject
 from anvil_dr.preflight.findings import Finding, problem, warning
 from anvil_dr.preflight.inspection import Inspector
-from anvil_dr.words import listed
+from anvil_dr.words import listed, nearest
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _refuse_unknown(servers: Iterable[str], known: Iterable[str]) -> None:
     unknown = sorted(set(servers) - set(here))
     if unknown:
         there = f"those here are {listed(here)}" if here else "there is none here at all"
-        raise UsageError(f"there is no server named {listed(unknown)}; {there}")
+        raise UsageError(f"there is no server named {listed(unknown)}{nearest(unknown[0], here)}; {there}")
 
 
 def _unknown_here(seen: Survey, config: ActivationConfig) -> Iterator[str]:
@@ -132,7 +132,10 @@ class _Drafter:
         chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, _ran_from(found))
         findings = (*findings, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
         if found.definition_problem is not None:
-            wrong = problem(found.definition_problem, f"see to {found.definition_path}")
+            advice = f"see to {found.definition_path}; its next job makes one if there is none, a backup may have it"
+            if not any(one.definition_xml for one in seen.servers):
+                advice = f"no server has one: is what holds {found.definition_path} mounted?"
+            wrong = problem(found.definition_problem, advice)
             return _Case(found, chosen, None, (*findings, wrong))
         try:
             needs = definition.requirements(found.definition_xml)
@@ -253,4 +256,5 @@ def _unmarked(draft: Draft) -> Tuple[Finding, ...]:
 
 def _drift(found: Found) -> Iterator[Finding]:
     if found.drift:
-        yield warning(f"its source has changed: {'; '.join(found.drift)}", f"edit {found.definition_path} to follow it")
+        advice = f"if it should follow its source: edit {found.definition_path}"
+        yield warning(f"its definition differs from its source's: {'; '.join(found.drift)}", advice)

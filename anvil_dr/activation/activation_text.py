@@ -12,7 +12,7 @@ from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import age, count, listed, printable, size
 
 LIST_HEADINGS: Final = ("Server", "Set", "Received", "From", "")
-PLAN_HEADINGS: Final = ("", "Server", "Set", "Received", "RAM", "CPUs", "Disks", "Network", "Start")
+PLAN_HEADINGS: Final = ("", "Server", "Set", "Age", "RAM", "CPUs", "Disks", "Network", "Start")
 
 _WORDS: Final[Mapping[bool, Tuple[str, Tone]]] = {True: ("PROBLEM", "bad"), False: ("warning", "plain")}
 _TONES: Final[Mapping[str, Tone]] = {"ready": "good", "running": "quiet", "blocked": "bad"}
@@ -29,7 +29,7 @@ def plan_rows(plan: BootPlan, now: datetime) -> Iterator[Tuple[str, ...]]:
             f"{turn}" if planned.state == "ready" else "-",
             printable(draft.server),
             _number(draft.chosen.sequence) if draft.chosen is not None else "-",
-            _received(draft.chosen, now),
+            _received(draft.chosen, now).replace(" ago", ""),
             size(draft.memory_bytes) if draft.memory_bytes else "-",
             str(draft.cpus) if draft.cpus else "-",
             str(planned.disks) if planned.disks else "-",
@@ -43,8 +43,10 @@ def tone(planned: PlannedServer) -> Tone:
     return _TONES[planned.state]
 
 
-def plan_lines(plan: BootPlan) -> Iterator[Line]:
+def plan_lines(plan: BootPlan, *, on_overlays: bool = False) -> Iterator[Line]:
     """The sums, what is wrong with the box, and what with each server: the problem, and what to do about it."""
+    if on_overlays and plan.ready:
+        yield Line("On overlays: the images stay as they were received. Afterwards you choose what is kept.")
     if len(plan.ready) > 1:
         available = plan.host.available_bytes
         of = f" of {size(available)} that is free" if available is not None else ""
@@ -59,6 +61,19 @@ def plan_lines(plan: BootPlan) -> Iterator[Line]:
             yield Line(f"  {word}: {printable(finding.text)}", meant)
             if finding.advice:
                 yield Line(f"{_ADVICE_INDENT}-> {printable(finding.advice)}")
+
+
+def verdict(plan: BootPlan) -> Line:
+    """What a check came to."""
+    total, bootable = len(plan.servers), len(plan.ready)
+    running = total - bootable - len(plan.blocked)
+    runs = f" {count(running, 'server')} of them running here already." if running else ""
+    if plan.blocked:
+        names = printable(listed([one.server for one in plan.blocked]))
+        return Line(f"{bootable} of {count(total, 'server')} could be booted here now; not {names}.{runs}", "bad")
+    if not plan.ready:
+        return Line(f"{total} of {count(total, 'server')} running here already.", "good")
+    return Line(f"{bootable} of {count(total, 'server')} could be booted here now.{runs}", "good")
 
 
 def question(plan: BootPlan) -> str:
@@ -80,7 +95,9 @@ def force_question(servers: Iterable[str]) -> str:
     )
 
 
-def end_lines(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float) -> Iterator[Line]:
+def end_lines(
+    plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, *, on_overlays: bool = False
+) -> Iterator[Line]:
     """How it ended, and what to do next."""
     up = [outcome for outcome in outcomes if outcome.error is None]
     before = [planned.server for planned in plan.servers if planned.state == "running"]
@@ -104,25 +121,37 @@ def end_lines(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float) -> 
     if up or before:
         first = printable(up[0].server if up else before[0])
         yield Line(f"A screen: virsh vncdisplay {first}. A console: virsh console {first}.")
-        yield Line("No job writes over them until you say: anvil-activate-dr --release SERVER")
+        decide = ", with --keep or --discard" if on_overlays else ""
+        yield Line(f"No job writes over them until you say: anvil-activate-dr --release SERVER{decide}")
 
 
 def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ...]]:
     """One row for each complete set that there is, under LIST_HEADINGS."""
     for found in servers:
         notes = [] if found.definition_problem is None else [printable(found.definition_problem)]
-        if found.activation is not None:
-            notes.append(f"activated from {set_name(found.activation.sequence)} {age(found.activation.since, now)}")
         complete = [one for one in found.sets if one.complete]
+        activation = found.activation
+        if activation is not None and all(one.sequence != activation.sequence for one in complete):
+            notes.append(f"activated from {set_name(activation.sequence)} {age(activation.since, now)}")
         for one in complete:
             source = "unknown" if one.record is None else printable(one.record.source)
-            yield (printable(found.server), _number(one.sequence), _received(one, now), source, "; ".join(notes))
+            said = "; ".join([*notes, *_ran(found, one, now)])
+            yield (printable(found.server), _number(one.sequence), _received(one, now), source, said)
         if not complete:
             yield (printable(found.server), "-", "-", "-", "; ".join(["no complete set", *notes]))
 
 
 def _number(sequence: Sequence) -> str:
     return "cache" if sequence == CACHED else str(sequence)
+
+
+def _ran(found: Found, one: ImageSet, now: datetime) -> Iterator[str]:
+    """Whether the server runs, or ran, from this set on this box."""
+    on = " on overlays" if found.overlays is not None else ""
+    if found.activation is not None and found.activation.sequence == one.sequence:
+        yield f"activated{on} {age(found.activation.since, now)}"
+    if one.record is not None and one.record.ran_here_until is not None:
+        yield f"ran here until {age(one.record.ran_here_until, now)}"
 
 
 def _received(one: Optional[ImageSet], now: datetime) -> str:
@@ -137,8 +166,7 @@ def _start(planned: PlannedServer) -> str:
     delay = f"{planned.delay_seconds} s" if planned.delay_seconds else ""
     if not planned.after:
         return f"after {delay}" if delay else "at once"
-    names = printable(", ".join(planned.after))
-    return f"{names} + {delay}" if delay else f"after {names}"
+    return " ".join(filter(None, (delay, "after", printable(", ".join(planned.after)))))
 
 
 def _times(outcome: Outcome) -> str:

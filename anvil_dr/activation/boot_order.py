@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import graphlib
 from dataclasses import dataclass
-from typing import AbstractSet, Dict, Iterable, List, Mapping, Set, Tuple
+from typing import AbstractSet, Dict, FrozenSet, Iterable, List, Mapping, Set, Tuple
 
 from anvil_dr.errors import ConfigError
 
@@ -29,7 +29,8 @@ def order(
     """Every server once: each behind those it waits for, the earliest first, then by name.
 
     A server that is not booted this time is not waited for. But what it would wait for is: if Web01 starts after
-    Db01 and Db01 after Dns01, Web01 follows Dns01 also when Db01 is left out.
+    Db01 and Db01 after Dns01, Web01 follows Dns01 also when Db01 is left out. Who waits for Db01 is not said to wait
+    for Dns01 as well.
     Raise ConfigError if servers wait for each other in a circle.
     """
     booted = frozenset(servers)
@@ -41,7 +42,17 @@ def order(
     # A long delay before one server must not hold up those that have nothing to do with it. sorted() is stable, so
     # need decides between equals.
     turns = sorted(by_need, key=lambda server: earliest[server])
-    return tuple(BootStep(server, awaited[server], delays_seconds.get(server, 0)) for server in turns)
+    ahead: Dict[str, FrozenSet[str]] = {}
+    for server in by_need:
+        ahead[server] = frozenset(awaited[server]).union(*(ahead[one] for one in awaited[server]))
+    return tuple(
+        BootStep(server, _nearest(awaited[server], ahead), delays_seconds.get(server, 0)) for server in turns
+    )
+
+
+def _nearest(awaited: Tuple[str, ...], ahead: Mapping[str, AbstractSet[str]]) -> Tuple[str, ...]:
+    """Without those that come before another one of them anyway."""
+    return tuple(one for one in awaited if not any(one in ahead[other] for other in awaited))
 
 
 def _awaited(server: str, booted: AbstractSet[str], start_after: Mapping[str, Tuple[str, ...]]) -> Tuple[str, ...]:

@@ -184,15 +184,20 @@ def make(
 
 
 def _forced(draft: Draft) -> Draft:
-    return replace(draft, findings=tuple(replace(one, fatal=one.fatal and not one.forceable) for one in draft.findings))
+    return replace(draft, findings=tuple(_overruled(one) if one.forceable else one for one in draft.findings))
+
+
+def _overruled(finding: Finding) -> Finding:
+    return replace(finding, fatal=False, advice="booted all the same, because you said so")
 
 
 def _waits_for_blocked(draft: Draft, before: Iterable[PlannedServer]) -> Iterator[Finding]:
-    for one in before:
-        if one.state == "blocked":
-            text = f"it starts after {one.server}, which cannot be booted"
-            advice = f"see to {one.server}, or boot it alone: --server {draft.server}"
-            yield Finding(text, advice, forceable=one.may_be_forced)
+    blocked = [one for one in before if one.state == "blocked"]
+    if blocked:
+        names = listed([one.server for one in blocked])
+        text = f"it starts after {names}, which cannot be booted"
+        advice = f"see to {names}, or boot it alone: --server {draft.server}"
+        yield Finding(text, advice, forceable=all(one.may_be_forced for one in blocked))
 
 
 def _collisions(draft: Draft, ready: Iterable[Draft]) -> Iterator[Finding]:

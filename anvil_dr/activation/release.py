@@ -20,7 +20,7 @@ from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, State
 from anvil_dr.model import CACHED, ImageSet, OverlaySet
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
-from anvil_dr.words import listed
+from anvil_dr.words import listed, nearest
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def release(
     if activation is None and made is None:
         activated = sorted(state.activations())
         there = f"activated: {listed(activated)}" if activated else "no server is"
-        raise UsageError(f"server {server} is not activated; {there}")
+        raise UsageError(f"server {server} is not activated{nearest(server, activated)}; {there}")
     if made is not None and wish is None:
         raise UsageError(
             f"{server} ran on overlays since {made.made_at}: add --keep to put what it wrote into its images, "

@@ -7,8 +7,10 @@ ANVIL_DR_LOG=info in the environment a command logs every change of state, with 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
+import shutil
 import sys
 from typing import Callable, Optional
 
@@ -35,15 +37,21 @@ def run_command(
     *,
     log_handler: Optional[logging.Handler] = None,
     level: int = logging.WARNING,
+    as_json: bool = False,
 ) -> int:
-    """Run a command's work; return the process's exit code. Logs to standard error if no handler is given."""
+    """Run a command's work; return the process's exit code. Logs to standard error if no handler is given.
+
+    With `as_json` an error is an object on standard output as well: {"error": its words, "code": its kind}.
+    """
     _set_up_logging(log_handler, level)
     try:
         code = function()
         sys.stdout.flush()
         return code
     except AnvilDrError as error:
-        print(f"{program}: {words.printable(str(error))}", file=sys.stderr)
+        if as_json:
+            print(json.dumps({"error": str(error), "code": error.code}, indent=2))
+        complain(f"{program}: {words.printable(str(error))}")
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -58,6 +66,12 @@ def run_command(
         name, text = type(error).__name__, words.printable(str(error))
         print(f"{program}: nobody foresaw this, please report what stands above: {name}: {text}", file=sys.stderr)
         return 1
+
+
+def complain(text: str) -> None:
+    """A line on standard error; on a terminal it is folded between words."""
+    columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(text)
+    print("\n".join(words.folded(text, max(20, columns))), file=sys.stderr)
 
 
 def _set_up_logging(handler: Optional[logging.Handler], level: int) -> None:

@@ -7,10 +7,11 @@ admin said no; 2 usage or configuration.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, NoReturn, Optional, Sequence
 
 from anvil_dr import command, hypervisor, words
 from anvil_dr import config as configuration
@@ -23,6 +24,7 @@ from anvil_dr.cli import (
     activate_rehearse,
     activate_view,
     add_common_options,
+    complain,
     run_command,
     wiring,
 )
@@ -30,6 +32,7 @@ from anvil_dr.cli.activate_boot import Box, Manner
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
 from anvil_dr.receiving.target import utc_now
+from anvil_dr.records.database import FILE_NAME as STATE_FILE
 from anvil_dr.records.state import State
 
 PROGRAM = "anvil-activate-dr"
@@ -39,16 +42,26 @@ On the day: type anvil-activate-dr and read. It shows what it is going to do, an
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong, and not ten lines of options above it."""
+
+    def error(self, message: str) -> NoReturn:
+        first = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        meant = words.nearest(first, list(self._option_string_actions)) if first.startswith("-") else ""
+        complain(f"{PROGRAM}: {words.printable(message)}{meant}")
+        complain(f"Usually it is enough to type: {PROGRAM}    (all options: {PROGRAM} --help)")
+        sys.exit(UsageError.exit_code)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
     options = _parser().parse_args(argv)
-    return run_command(PROGRAM, lambda: _run(options))
+    return run_command(PROGRAM, lambda: _run(options), as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Boot the servers that this DR box keeps.", epilog=_EPILOG,
-    )  # fmt: skip
+    parser = _Parser(prog=PROGRAM, description="Boot the servers that this DR box keeps.", epilog=_EPILOG)
+    parser.add_argument("servers", metavar="SERVER", nargs="*", help="only these (default: all)")
     add_common_options(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="only show the servers and their sets")
@@ -62,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         help="boot these, or all, on throw-away copies without network, see whether they come up, and keep a report",
     )
     parser.add_argument("--report", metavar="FILE", default="", help="with --rehearse: write the report here too")
-    parser.add_argument(
-        "--server", metavar="SERVER", action="append", default=[], help="only this one; may be repeated (default: all)"
-    )
+    parser.add_argument("--server", metavar="SERVER", action="append", default=[], help="the same; may be repeated")
     parser.add_argument("--sequence", metavar="N", type=int, help="that set's images instead of the newest complete")
     parser.add_argument(
         "--memory", metavar="SERVER=SIZE", action="append", default=[],
@@ -85,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.sequence is not None and options.sequence < 1:
-        raise UsageError("--sequence: sets are numbered from 1, the newest")
+    _refuse_what_makes_no_sense(options)
     options.check |= options.after_job
+    options.server += options.servers
     memory_bytes = _memory(options.memory)
     config = configuration.load(options.config)
     if options.release:
@@ -123,6 +134,19 @@ def _run(options: argparse.Namespace) -> int:
             return activate_boot.run(box, request, manner, connected)
 
 
+def _refuse_what_makes_no_sense(options: argparse.Namespace) -> None:
+    """Raise UsageError. An option that would do nothing is a misunderstanding, and on that day a dangerous one."""
+    if options.sequence is not None and options.sequence < 1:
+        raise UsageError("--sequence: sets are numbered from 1, the newest")
+    if (options.keep or options.discard) and not options.release:
+        given = "--keep" if options.keep else "--discard"
+        raise UsageError(f"{given} goes with --release: {PROGRAM} --release SERVER {given}")
+    if options.report and options.rehearse is None:
+        raise UsageError(f"--report goes with --rehearse: {PROGRAM} --rehearse --report {options.report}")
+    if options.overlay and (options.rehearse is not None or options.release):
+        raise UsageError("--overlay is for booting; a rehearsal is on throw-away overlays anyway")
+
+
 def _memory(wishes: Sequence[str]) -> Dict[str, int]:
     """`Web01=4G` -> bytes. Raise UsageError."""
     found: Dict[str, int] = {}
@@ -141,6 +165,8 @@ def _memory(wishes: Sequence[str]) -> Dict[str, int]:
 def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
     """The store, and the state if it can be had at all: on this day nothing is taken for granted."""
     warnings: List[str] = []
+    if not os.path.exists(os.path.join(config.state, STATE_FILE)):
+        warnings = [f"there is no state database in {config.state}: what is known of sets is from its spare copies"]
     state: Optional[State] = None
     for attempt in (True,) if readonly else (False, True):
         try:
@@ -148,7 +174,8 @@ def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
             state.owners()
             break
         except StateError as error:
-            state, warnings = None, [f"the state cannot be used, so the age of a set is not known: {error}"]
+            state = None
+            warnings = [f"the state cannot be used, so the age of a set is not known: {error}"]
     store, wrong = wiring.open_store_in_reach(config, state)
     bootable = wiring.open_cached(config, state, store)
     warnings += bootable.warnings
@@ -178,7 +205,7 @@ def _release(config: Config, options: argparse.Namespace) -> int:
         box = Box(config, store, state, Overlays(config.overlays, command.run), ())
         done = {}
         with activate_boot.alone(config, keeps_rehearsals_off=True):
-            for server in options.release:
+            for server in dict.fromkeys([*options.release, *options.servers]):
                 done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
                 if not options.json:
                     print(f"{words.printable(server)}: {done[server]}")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import pwd
 import signal
 import sys
-import syslog
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +21,6 @@ from anvil_dr.activation import (
     activation_json,
     activation_text,
     boot,
-    boot_record,
     check_record,
     check_result,
     life_signs,
@@ -38,7 +35,7 @@ from anvil_dr.activation.footing import Ground
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.activation.prober import Prober
 from anvil_dr.activation.survey import Survey
-from anvil_dr.cli import activate_view
+from anvil_dr.cli import activate_record, activate_view
 from anvil_dr.config import Config
 from anvil_dr.errors import AnvilDrError, StateError
 from anvil_dr.model import SetRecord
@@ -122,33 +119,39 @@ def tidy_up(box: Box) -> None:
 def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
     """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
     seen = box.survey()
+    box = replace(box, warnings=(*box.warnings, *_no_images(box, seen)))
     planner = _Planner(box, seen, hypervisor, {} if manner.check else _life_signs(box, seen, request, manner))
     plan = planner.plan(request)
     if not (manner.as_json or manner.quiet):
-        _show(plan, box.config)
+        _show(plan, box.config, manner)
     if manner.check:
         if not request.is_special:
             check_record.write(box.config.state, check_result.of_plan(plan, utc_now()))
         if manner.as_json:
             activate_view.show_json(activation_json.plan_to_json(plan, None))
+        elif plan.servers and not manner.quiet:
+            activate_view.show([activation_text.verdict(plan)])
         return 1 if plan.blocked or not plan.servers else 0
     typed: FrozenSet[str] = frozenset()
-    if not manner.yes:
-        typed = _ask_for_force(plan)
+    try:
+        if not manner.yes:
+            typed = _ask_for_force(plan)
         if typed:
             plan = planner.plan(replace(request, forced=typed))
-            _show(plan, box.config)
-    outcomes: Tuple[Outcome, ...] = ()
+            _show(plan, box.config, manner)
+        wanted = manner.yes or not plan.ready or _says_yes(activation_text.question(plan))
+    except KeyboardInterrupt:
+        print("Nothing was booted.")
+        raise
+    if not wanted:
+        print("Nothing was booted.")
+        return 1
+    forced = activate_record.tell_of_forced(plan, typed)
     began = time.monotonic()
-    if plan.ready:
-        if not manner.yes and not _says_yes(activation_text.question(plan)):
-            print("Nothing was booted.")
-            return 1
-        began = time.monotonic()
-        outcomes = _boot(box, plan, manner, hypervisor)
+    outcomes = _boot(box, plan, manner, hypervisor) if plan.ready else ()
     _mark_running(box, plan)
     seconds = time.monotonic() - began
-    record = _record(box, plan, outcomes, request, typed)
+    record = activate_record.keep(box.config, plan, outcomes, request, forced)
     _end(plan, outcomes, seconds, record, manner)
     failed = any(outcome.error is not None for outcome in outcomes)
     return 1 if failed or plan.blocked or not plan.servers else 0
@@ -188,9 +191,14 @@ def _life_signs(box: Box, seen: Survey, request: Request, manner: Manner) -> Map
     return life_signs.judge(servers, known, addresses, Prober(command.run).answers(asked))
 
 
-def _show(plan: BootPlan, config: Config) -> None:
+def _no_images(box: Box, seen: Survey) -> Iterator[str]:
+    if seen.servers and not seen.images:
+        yield f"there is no image at all in {listed(box.config.store.locations)}: is the store mounted?"
+
+
+def _show(plan: BootPlan, config: Config, manner: Manner) -> None:
     if plan.servers:
-        activate_view.show_plan(plan)
+        activate_view.show_plan(plan, on_overlays=manner.on_overlays)
     else:
         print(nothing_here(config))
 
@@ -232,7 +240,7 @@ def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> T
             plan,
             hypervisor,
             box.state,
-            user(),
+            activate_record.user(),
             progress,
             footing=ground,
             answer_seconds=answer_seconds,
@@ -267,38 +275,9 @@ def _mark_running(box: Box, plan: BootPlan) -> None:
             continue
         try:
             if isinstance(chosen.sequence, int):
-                box.state.activate(planned.server, chosen.sequence, user())
+                box.state.activate(planned.server, chosen.sequence, activate_record.user())
         except StateError as error:
             log.warning("%s cannot be marked as activated: %s", planned.server, error)
-
-
-def _record(
-    box: Box, plan: BootPlan, outcomes: Tuple[Outcome, ...], request: Request, typed: FrozenSet[str]
-) -> Optional[str]:
-    """Who did it, and what of it was against a sign of life. The path of the record; None if none was kept."""
-    who, at = user(), utc_now()
-    forced = {
-        planned.server: "its name was typed in" if planned.server in typed else "--force"
-        for planned in plan.ready
-        if any(one.forceable for one in planned.draft.findings)
-    }
-    for server, how in forced.items():
-        said = f"booted against a sign of life server={server} user={who} at={at} how={how}"
-        log.warning(said)
-        _tell_journal(said)
-    record = {"user": who, "forced": forced, "memory_bytes": dict(request.memory_bytes)}
-    folders = (os.path.join(box.config.state, "records"), os.path.join(box.config.runtime, "records"))
-    return boot_record.write(folders, "activation", at, {**record, **activation_json.plan_to_json(plan, outcomes)})
-
-
-def _tell_journal(message: str) -> None:
-    """A record below /var may go with its disk; the journal may have been forwarded."""
-    try:
-        import systemd.journal as journal
-
-        journal.send(message, SYSLOG_IDENTIFIER="anvil-activate-dr", PRIORITY=str(syslog.LOG_WARNING))
-    except (ImportError, OSError) as error:
-        log.info("not told to the journal: %s", error)
 
 
 def _end(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, record: Optional[str], manner: Manner) -> None:
@@ -306,12 +285,7 @@ def _end(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, record: 
         activate_view.show_json({**activation_json.plan_to_json(plan, outcomes), "record": record})
         return
     try:
-        activate_view.show(activation_text.end_lines(plan, outcomes, seconds))
+        activate_view.show(activation_text.end_lines(plan, outcomes, seconds, on_overlays=manner.on_overlays))
         print(f"Record: {record}" if record else "No record could be kept: keep what stands above.")
     except OSError:
         log.warning("the terminal is gone; record=%s", record)
-
-
-def user() -> str:
-    """Who types: root is nobody in particular."""
-    return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from datetime import datetime, timezone
 from typing import Any, Dict, Final, Iterable, Mapping, Optional, Sequence, TextIO, Tuple
 
@@ -20,7 +19,7 @@ from anvil_dr.activation import activation_text
 from anvil_dr.activation.boot import Phase
 from anvil_dr.activation.boot_plan import BootPlan, PlannedServer
 from anvil_dr.status.status_text import Line, Tone
-from anvil_dr.words import printable
+from anvil_dr.words import folded, printable
 
 _STYLES: Final[Dict[Tone, str]] = {"title": "bold", "good": "green", "bad": "bold red", "plain": "", "quiet": "dim"}
 _PHASES: Final[Mapping[Phase, Tuple[str, str]]] = {
@@ -44,11 +43,11 @@ def console(stream: Optional[TextIO] = None) -> Console:
     return Console(file=file, highlight=False, markup=False, emoji=False, width=None if file.isatty() else _UNFOLDED)
 
 
-def show_plan(plan: BootPlan) -> None:
+def show_plan(plan: BootPlan, *, on_overlays: bool = False) -> None:
     """The table, and what is wrong below it."""
     rows = zip(activation_text.plan_rows(plan, now()), map(activation_text.tone, plan.servers))
     show_table(activation_text.PLAN_HEADINGS, rows)
-    show(activation_text.plan_lines(plan))
+    show(activation_text.plan_lines(plan, on_overlays=on_overlays))
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Tuple[Tuple[str, ...], Tone]]) -> None:
@@ -62,13 +61,13 @@ def show(lines: Iterable[Line], stream: Optional[TextIO] = None) -> None:
     """Lines, folded behind their own indent."""
     out = console(stream)
     for line in lines:
-        for part in _folded(line.text, out.width):
+        for part in folded(line.text, out.width, line.hang):
             out.print(Text(part, style=_STYLES[line.tone]), soft_wrap=True)
 
 
 def ask(question: str) -> str:
     """The answer to a question; empty where nobody is left to answer."""
-    *above, last = [part for line in question.split("\n") for part in _folded(line, console().width)]
+    *above, last = [part for line in question.split("\n") for part in folded(line, console().width, 0)]
     for part in above:
         print(part)
     try:
@@ -76,6 +75,9 @@ def ask(question: str) -> str:
     except EOFError:
         print()
         return ""
+    except KeyboardInterrupt:
+        print()
+        raise
 
 
 def show_json(value: Any) -> None:
@@ -125,17 +127,8 @@ class Progress:
         if self._deaf:
             return
         try:
-            for part in _folded(text, self._console.width):
+            for part in folded(text, self._console.width):
                 self._console.print(Text(part, style=style), soft_wrap=True)
         except OSError:
             # The terminal is gone, as when an ssh connection breaks. The servers are booted all the same.
             self._deaf = True
-
-
-def _folded(text: str, columns: int) -> Sequence[str]:
-    indent = " " * (len(text) - len(text.lstrip()) + 2)
-    if len(text) <= columns:
-        return (text,)
-    return textwrap.wrap(
-        text, columns, subsequent_indent=indent, break_on_hyphens=False, drop_whitespace=True, replace_whitespace=False
-    )

@@ -105,4 +105,7 @@ def _waiting(config: configuration.Config, drives: Tuple[CacheDrive, ...]) -> Tu
 def _print(lines: Sequence[status_text.Line]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     for line in lines:
-        console.print(Text(line.text, style=_STYLES[line.tone]), soft_wrap=True)
+        # Whoever greps it wants each line whole.
+        parts = words.folded(line.text, console.width, line.hang) if console.is_terminal else (line.text,)
+        for part in parts:
+            console.print(Text(part, style=_STYLES[line.tone]), soft_wrap=True)

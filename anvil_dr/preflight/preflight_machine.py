@@ -25,8 +25,8 @@ def platform(subject: Subject, view: HostView) -> Iterator[Finding]:
         )
     elif error and machine is not None and ours and machine not in ours:
         near = nearest_machine(machine, ours)
-        have = f"; this host has {near}" if near else ""
-        yield problem(f"it wants machine type {machine}, which is not here{have}", subject.edit("machine"))
+        have, put = (f"; this host has {near}", f" and write machine='{near}'") if near else ("", "")
+        yield problem(f"it wants machine type {machine}, which is not here{have}", subject.edit("machine") + put)
     elif error:
         yield problem(error, f"{subject.edit('machine')}; virsh domcapabilities tells what this host has")
 

@@ -93,7 +93,7 @@ def _restore(connection: sqlite3.Connection, kept: Dict[str, Any]) -> None:
         )
     for record in records:
         set_rows.remember(connection, record)
-    log.warning(
+    log.info(
         "taken from the spare copy server=%s disks=%d sets=%d activated=%s",
         server, len(owners), len(records), activation is not None,
     )  # fmt: skip

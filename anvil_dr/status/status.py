@@ -98,6 +98,8 @@ class ServerStatus:
     sets: Tuple[ImageSet, ...]
     last_job: Optional[JobRecord]
     remarks: Tuple[Remark, ...]
+    bootable: bool = True
+    """False if the last look found something that would keep it from being booted here."""
 
     @property
     def needs_attention(self) -> bool:
@@ -207,7 +209,8 @@ def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: da
     if last_job is not None:
         remarks += _about_last_job(last_job, seen, now)
     path = None if definition is None else definition.path
-    return ServerStatus(name, path, activation, present, last_job, tuple(remarks))
+    bootable = seen.check is None or not seen.check.problems.get(name)
+    return ServerStatus(name, path, activation, present, last_job, tuple(remarks), bootable)
 
 
 def _unfinished(entry: JournalEntry) -> Remark:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Iterator, List, Literal, Tuple
+from typing import Final, Iterator, List, Literal, Optional, Tuple
 
 from anvil_dr import words
 from anvil_dr.cycling import sets
@@ -25,6 +25,8 @@ class Line:
 
     text: str
     tone: Tone = "plain"
+    hang: Optional[int] = None
+    """The column that it goes on in where it has to be folded; None: a little behind where it begins."""
 
 
 def lines(status: Status, now: datetime) -> Tuple[Line, ...]:
@@ -79,7 +81,7 @@ def _verdict(status: Status, now: datetime) -> Iterator[Line]:
 
 
 def _bootable(status: Status, now: datetime) -> str:
-    newest = [(one, sets.newest_complete(one.sets)) for one in status.servers]
+    newest = [(one, sets.newest_complete(one.sets)) for one in status.servers if one.bootable]
     bootable = [found for one, found in newest if found is not None and one.definition is not None]
     times = [found.record.received_at for found in bootable if found.record is not None]
     total = words.count(len(status.servers), "server")
@@ -153,4 +155,4 @@ def _job(job: RunningJob) -> Line:
 
 def _labelled(label: str, text: str, tone: Tone = "plain") -> Line:
     padded = label.ljust(_LABEL_CHARACTERS) if len(label) < _LABEL_CHARACTERS else f"{label}  "
-    return Line(f"  {padded}{text}", tone)
+    return Line(f"  {padded}{text}", tone, hang=2 + _LABEL_CHARACTERS)

@@ -277,6 +277,7 @@ def test_force_boots_it_and_that_is_kept_with_user_and_time(
     assert running(hypervisor) == ["Web01"]
     (record,) = records(box)
     assert record["forced"] == {"Web01": "--force"}
+    assert record["servers"][0]["warnings"][0]["advice"] == "booted all the same, because you said so"
     assert record["user"] and record["at"]
 
 
@@ -346,7 +347,7 @@ def test_the_drift_of_a_definition_from_its_source_is_a_warning(box: FilledBox, 
         state.keep_source_definition("Web01", path.read_text().replace("128</memory>", "256</memory>"))
     code, out, _ = command("--check")
     assert code == 0
-    assert "its source has changed: RAM: 256 MiB at the source, 128 MiB in the definition here" in out
+    assert "its definition differs from its source's: RAM: 256 MiB at the source, 128 MiB in the definition here" in out
 
 
 def test_the_list_needs_no_hypervisor(box: FilledBox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,13 +383,95 @@ def test_json_tells_the_plan_and_what_became_of_it(box: FilledBox, command: Comm
         ("--release", "Web01"),
         ("--memory", "Web01=lots", "--check"),
         ("--memory", "Nope01=1G", "--check"),
+        ("--keep", "--yes"),
+        ("--discard", "--yes"),
+        ("--report", "file", "--check"),
+        ("--overlay", "--rehearse"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(arguments: Tuple[str, ...], box: FilledBox, command: Command) -> None:
+def test_what_makes_no_sense_is_a_usage_error(
+    arguments: Tuple[str, ...], box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
     keep(box, "Web01")
     code, _, err = command(*arguments)
     assert code == 2
     assert err.startswith("anvil-activate-dr: ")
+    assert running(hypervisor) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(["--chek"], "did you mean --check?"), (["--server"], "expected one argument"), (["--list", "--check"], "--list")],
+)
+def test_a_mistyped_option_says_what_was_meant_and_what_is_enough(
+    typed: List[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        activate.main(typed)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert meant in said
+    assert "Usually it is enough to type: anvil-activate-dr " in said
+    assert len(said.splitlines()) == 2
+
+
+def test_a_mistyped_server_says_which_was_meant(box: FilledBox, command: Command) -> None:
+    keep(box, "Web01")
+    for typed in ("web01", "Web1"):
+        assert "did you mean Web01?" in command(typed, "--check")[2]
+    assert "did you mean" not in command("Mail07", "--check")[2]
+
+
+def test_a_server_is_named_with_or_without_the_option(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01"), keep(box, "Dns01")
+    assert command("Web01", "--server", "Dns01", "--yes")[0] == 0
+    assert running(hypervisor) == ["Dns01", "Web01"]
+    for server in ("Dns01", "Web01"):
+        hypervisor.destroy(server)
+    out = command("--release", "Web01", "Dns01")[1]
+    assert "Web01: released" in out and "Dns01: released" in out
+
+
+def test_what_a_check_came_to_is_its_last_line(box: FilledBox, command: Command) -> None:
+    path = keep(box, "Web01")
+    keep(box, "Db01")
+    assert command("--check")[1].splitlines()[-1] == "2 of 2 servers could be booted here now."
+    path.unlink()
+    assert command("--check")[1].splitlines()[-1] == "1 of 2 servers could be booted here now; not Web01."
+    command("--yes")
+    assert command("--check", "Db01")[1].splitlines()[-1] == "1 of 1 server running here already."
+
+
+def test_an_error_is_an_object_too_where_json_is_wanted(box: FilledBox, command: Command) -> None:
+    code, out, err = command("--check", "--json", "--connect", "nonsense:///")
+    assert code == 1
+    assert "libvirtd is not running" in json.loads(out)["error"]
+    assert "systemctl start libvirtd" in err
+
+
+def test_a_store_that_is_not_mounted_is_the_first_thing_said(box: FilledBox, command: Command) -> None:
+    keep(box, "Web01")
+    for image in box.images.iterdir():
+        image.unlink()
+    assert f"no image at all in {box.images}: is the store mounted?" in command("--check")[1]
+
+
+def test_ctrl_c_at_the_question_boots_nothing_and_says_so(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    keep(box, "Web01")
+
+    def interrupted(question: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", interrupted)
+    code, out, _ = command()
+    assert (code, running(hypervisor)) == (130, [])
+    assert out.endswith("\nNothing was booted.\n")
 
 
 def test_a_box_with_nothing_on_it_says_so(box: FilledBox, command: Command) -> None:
@@ -409,6 +492,7 @@ def test_a_released_server_is_not_activated_any_more(
         assert state.activations() == {}
         (record,) = state.set_records("Web01")
     assert record.ran_here_until is not None
+    assert "ran here until just now" in command("--list")[1]
     assert [image.digest for image in record.images] == ["", ""]
 
 

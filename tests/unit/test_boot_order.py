@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Tuple
+from typing import Dict, List, Mapping, Set, Tuple
 
 import pytest
 from hypothesis import given
@@ -75,7 +75,15 @@ def test_every_server_is_booted_once_and_none_before_what_it_waits_for(
 ) -> None:
     servers, after, delays = plan
     booted: List[str] = []
+    behind: Dict[str, Set[str]] = {}
     for step in order(servers, after, delays):
-        assert set(after.get(step.server, ())) & set(servers) <= set(step.after) <= set(booted)
+        assert set(step.after) <= set(booted)
+        behind[step.server] = set(step.after).union(*(behind[one] for one in step.after))
+        assert set(after.get(step.server, ())) & set(servers) <= behind[step.server]
         booted.append(step.server)
     assert sorted(booted) == sorted(servers)
+
+
+def test_what_comes_before_another_one_of_them_anyway_is_not_named_twice() -> None:
+    steps = order(["Web01", "Db01", "Dns01"], {"Db01": ("Dns01",), "Web01": ("Dns01", "Db01")}, {})
+    assert [(step.server, step.after) for step in steps] == [("Dns01", ()), ("Db01", ("Dns01",)), ("Web01", ("Db01",))]

@@ -58,6 +58,16 @@ def test_a_server_that_starts_after_one_that_cannot_be_booted_cannot_be_booted_e
     assert states(plan) == {"Db01": "blocked", "Web01": "blocked"}
     (finding,) = plan.servers[1].problems
     assert finding.text == "it starts after Db01, which cannot be booted"
+
+
+def test_those_that_keep_a_server_waiting_in_vain_are_named_together() -> None:
+    broken = (problem("no", "do"),)
+    plan = planned(
+        draft("Db01", findings=broken), draft("Dns01", findings=broken), draft("Web01"),
+        after={"Web01": ("Db01", "Dns01")},
+    )  # fmt: skip
+    (finding,) = plan.servers[2].problems
+    assert finding.text == "it starts after Db01 and Dns01, which cannot be booted"
     assert "--server Web01" in finding.advice
 
 

@@ -192,7 +192,7 @@ def test_a_machine_type_that_is_missing_is_named_with_the_nearest_that_is_here()
     here = ("pc-i440fx-7.2", "pc-q35-6.2", "pc-q35-10.0", "q35")
     finding = only(text, Answers(platform_error="no such machine", machines=here))
     assert finding.text == "it wants machine type pc-q35-rhel9.4.0, which is not here; this host has pc-q35-10.0"
-    assert finding.advice == "edit /shared/definitions/Web01.xml line 6"
+    assert finding.advice == "edit /shared/definitions/Web01.xml line 6 and write machine='pc-q35-10.0'"
 
 
 def test_another_reason_of_the_platform_is_told_in_libvirts_words() -> None:

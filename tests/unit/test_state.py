@@ -496,7 +496,7 @@ def test_what_a_lost_database_knew_of_sets_owners_and_activations_is_known_again
     assert len(state.activations()) == 1 and len(state.set_records()) == 2
     (tmp_path / "state.sqlite").unlink()
     assert everything(State.open(str(tmp_path), readonly=True)) == before
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert everything(State.open(str(tmp_path))) == before
     assert "taken from the spare copy server=Web01 disks=1 sets=2 activated=True" in caplog.text
 

@@ -461,6 +461,8 @@ def test_what_the_last_look_found_is_said_of_each_server() -> None:
         "it ran here 3 hours ago, started by hand; so that no job writes over it: anvil-activate-dr --server Db01"
     ]
     assert all(one.needs_attention for one in status.assess(seen, NOW).servers)
+    # A set and a definition alone do not make a server that boots.
+    assert "1 of 2 servers can be booted here" in text(seen)
 
 
 def test_a_look_that_was_not_possible_is_no_good_news() -> None:

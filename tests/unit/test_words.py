@@ -74,3 +74,15 @@ def test_foreign_text_never_commands_the_terminal_and_plain_text_stays_as_it_is(
     shown = words.printable(text)
     assert shown.isprintable()
     assert shown == text or not text.isprintable()
+
+
+def test_more_than_one_of_something_reads_well() -> None:
+    assert [words.count(number, "server") for number in (1, 2)] == ["1 server", "2 servers"]
+    assert [words.count(number, "address") for number in (1, 0)] == ["1 address", "0 addresses"]
+
+
+def test_a_long_line_is_folded_between_words_and_no_path_is_broken() -> None:
+    text = "  warning: edit /shared/definitions/a-long-name.xml line 12"
+    assert words.folded(text, 44) == ["  warning: edit", "    /shared/definitions/a-long-name.xml line", "    12"]
+    assert words.folded(text, 60, 11) == (text,)
+    assert words.folded(text, 56, 11) == [text[:-3], " " * 11 + "12"]
