@@ -7,7 +7,7 @@ from typing import Final, Iterable, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr.activation.boot_images import set_name
 from anvil_dr.activation.boot_plan import BootPlan, Found, Outcome, PlannedServer
-from anvil_dr.model import CACHED, ImageSet, Sequence
+from anvil_dr.model import CACHED, Activation, ImageSet, Sequence
 from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import age, count, listed, printable, size
 
@@ -130,9 +130,8 @@ def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ..
     for found in servers:
         notes = [] if found.definition_problem is None else [printable(found.definition_problem)]
         complete = [one for one in found.sets if one.complete]
-        activation = found.activation
-        if activation is not None and all(one.sequence != activation.sequence for one in complete):
-            notes.append(f"activated from {set_name(activation.sequence)} {age(activation.since, now)}")
+        if found.activation is not None and all(one.sequence != found.activation.sequence for one in complete):
+            notes.append(_activated(found, found.activation, now))
         for one in complete:
             source = "unknown" if one.record is None else printable(one.record.source)
             said = "; ".join([*notes, *_ran(found, one, now)])
@@ -147,11 +146,15 @@ def _number(sequence: Sequence) -> str:
 
 def _ran(found: Found, one: ImageSet, now: datetime) -> Iterator[str]:
     """Whether the server runs, or ran, from this set on this box."""
-    on = " on overlays" if found.overlays is not None else ""
     if found.activation is not None and found.activation.sequence == one.sequence:
-        yield f"activated{on} {age(found.activation.since, now)}"
+        yield _activated(found, found.activation, now)
     if one.record is not None and one.record.ran_here_until is not None:
         yield f"ran here until {age(one.record.ran_here_until, now)}"
+
+
+def _activated(found: Found, activation: Activation, now: datetime) -> str:
+    on = ", on overlays," if found.overlays is not None else ""
+    return f"activated from {set_name(activation.sequence)}{on} {age(activation.since, now)}"
 
 
 def _received(one: Optional[ImageSet], now: datetime) -> str:

@@ -18,8 +18,8 @@ from anvil_dr.words import listed
 
 log = logging.getLogger(__name__)
 
-WATCH_SECONDS: Final = 7.0
-"""Where KVM is broken, a guest is started, seen running, and suspended within five seconds."""
+WATCH_SECONDS: Final = 10.0
+"""Where KVM is broken, a guest is started, seen running, and suspended five seconds later; on a busy host, more."""
 AT_ONCE: Final = 8
 """More boots at the same time would only share the disks' speed."""
 
@@ -100,6 +100,7 @@ def execute(
         boots.answer_seconds = answer_seconds
         while not boots.are_done(stopped()):
             sleep(_POLL_SECONDS)
+        boots.look_once_more()
         observer.pending("")
         return boots.outcomes()
     finally:
@@ -142,6 +143,7 @@ class _Boot:
         self.question: Optional[Future[bool]] = None
         self.asked_at = 0.0
         self.booted_at = 0.0
+        self.looked_at = 0.0
         self.outcome = Outcome(planned.server)
 
     @property
@@ -188,6 +190,12 @@ class _Boots:
             return False
         return stopped or not any(self._is_watched(boot) or self._is_asked(boot) for boot in self._boots.values())
 
+    def look_once_more(self) -> None:
+        """What was booted early may have gone since: nobody is told that it runs because it did once."""
+        for boot in self._boots.values():
+            if boot.is_up:
+                self._look_at_state(boot)
+
     def _start_if_due(self, boot: _Boot, stopped: bool) -> None:
         before = [self._boots[server] for server in boot.planned.after if server in self._boots]
         missing = [one.server for one in before if one.phase in ("failed", "left out")]
@@ -221,17 +229,9 @@ class _Boots:
         self._say(boot, "running")
 
     def _look_at_guest(self, boot: _Boot) -> None:
-        """Whether it stays up, and whether its agent answers by now."""
-        if self._is_watched(boot):
-            try:
-                state = self._hypervisor.state(boot.server)
-            except HypervisorError as error:
-                self._end(boot, "failed", str(error), f"look for yourself: virsh domstate {boot.server}")
-                return
-            if state != "running":
-                said = _IN_WORDS.get(state, f"it is {state}")
-                self._end(boot, "failed", said, _ADVICE.format(server=boot.server))
-                return
+        """Whether it stays up, and whether its agent answers by now. Whoever stayed up is looked at less often."""
+        if self._is_watched(boot) or self._now() >= boot.looked_at + _ASK_AGAIN_SECONDS:
+            self._look_at_state(boot)
         if self._is_asked(boot) and self.workers is not None:
             if boot.question is None and self._now() >= boot.asked_at + _ASK_AGAIN_SECONDS:
                 boot.asked_at = self._now()
@@ -241,6 +241,19 @@ class _Boots:
                     boot.outcome = Outcome(boot.server, None, "", boot.outcome.booted_seconds, self._seconds())
                     self._say(boot, "answers")
                 boot.question = None
+
+    def _look_at_state(self, boot: _Boot) -> None:
+        boot.looked_at = self._now()
+        try:
+            state = self._hypervisor.state(boot.server)
+        except HypervisorError as error:
+            self._end(boot, "failed", str(error), f"look for yourself: virsh domstate {boot.server}")
+            return
+        if state != "running":
+            said = _IN_WORDS.get(state, f"it is {state}")
+            if state in _OFF and not self._is_watched(boot):
+                said = f"it ran for {self._now() - boot.booted_at:.0f} s and went off: did somebody shut it down?"
+            self._end(boot, "failed", said, _ADVICE.format(server=boot.server))
 
     def _ask(self, server: str) -> bool:
         try:
@@ -310,6 +323,8 @@ _PENDING: Final[Mapping[str, str]] = {
 }
 
 _ADVICE: Final = "look at /var/log/libvirt/qemu/{server}.log and, for KVM, at: dmesg | tail"
+
+_OFF: Final = ("gone", "shut off")
 
 _IN_WORDS: Final[Dict[DomainState, str]] = {
     "paused": "it was booted and then paused: KVM does not work on this host, or a disk gave an error",

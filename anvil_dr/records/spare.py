@@ -47,8 +47,11 @@ def write(directory: str, connection: sqlite3.Connection, servers: Iterable[str]
             log.warning("no spare copy can be kept server=%s error=%s", server, error)
 
 
-def fill(directory: str, connection: sqlite3.Connection) -> None:
-    """Put what the files say into a database that is empty. A file that makes no sense is logged and left alone."""
+def fill(directory: str, connection: sqlite3.Connection, *, level: int = logging.WARNING) -> None:
+    """Put what the files say into a database that is empty, and log it at this level.
+
+    A file that makes no sense is logged and left alone.
+    """
     where = folder(directory)
     for name in sorted(os.listdir(where)) if os.path.isdir(where) else ():
         if name.startswith(".") or not name.endswith(_SUFFIX):
@@ -56,7 +59,7 @@ def fill(directory: str, connection: sqlite3.Connection) -> None:
         path = os.path.join(where, name)
         try:
             with open(path, encoding="utf-8") as file:
-                _restore(connection, json.load(file))
+                _restore(connection, json.load(file), level)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, sqlite3.IntegrityError) as error:
             log.warning("the spare copy cannot be used path=%s error=%r", path, error)
 
@@ -75,7 +78,7 @@ def _gather(connection: sqlite3.Connection, server: str) -> Dict[str, Any]:
     }
 
 
-def _restore(connection: sqlite3.Connection, kept: Dict[str, Any]) -> None:
+def _restore(connection: sqlite3.Connection, kept: Dict[str, Any], level: int) -> None:
     if kept["version"] != _VERSION:
         raise ValueError(f"its version is {kept['version']!r}")
     server, activation = str(kept["server"]), kept["activation"]
@@ -93,7 +96,7 @@ def _restore(connection: sqlite3.Connection, kept: Dict[str, Any]) -> None:
         )
     for record in records:
         set_rows.remember(connection, record)
-    log.info(
-        "taken from the spare copy server=%s disks=%d sets=%d activated=%s",
+    log.log(
+        level, "taken from the spare copy server=%s disks=%d sets=%d activated=%s",
         server, len(owners), len(records), activation is not None,
     )  # fmt: skip

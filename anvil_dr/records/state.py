@@ -53,7 +53,9 @@ class State:
 
         `readonly` changes nothing: a database that is missing reads as the spare copy, a damaged one is an error.
         """
-        database = Database(directory, readonly=readonly, fill=lambda connection: spare.fill(directory, connection))
+        # Who only reads does so again with each question.
+        level = logging.INFO if readonly else logging.WARNING
+        database = Database(directory, readonly=readonly, fill=lambda it: spare.fill(directory, it, level=level))
         database.prepare()
         return cls(directory, database)
 

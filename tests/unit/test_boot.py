@@ -273,9 +273,28 @@ def test_a_guest_that_ends_while_the_next_one_waits_is_noticed_then() -> None:
     assert log.said.index("A failed it was booted and ended at once") < log.said.index("B running")
 
 
-def test_a_guest_that_is_shut_down_long_after_its_boot_has_not_failed() -> None:
+def test_a_guest_that_goes_off_later_does_not_count_as_running_and_nothing_starts_behind_it() -> None:
     class Leaves(FakeHypervisor):
         def state(self, name: str) -> DomainState:
             return "gone" if name == "A" and self.clock.now() > 1030 else "running"
 
-    assert run(server("A"), server("B", delay=60), hypervisor=Leaves()) == {"A": None, "B": None}
+    errors = run(server("A"), server("B", delay=60), server("C", after=("A",), delay=40), hypervisor=Leaves())
+    assert errors["A"] == "it ran for 30 s and went off: did somebody shut it down?"
+    assert errors["B"] is None
+    assert errors["C"] == "it starts after A, which does not run"
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_a_broken_kvm_that_takes_its_time_is_noticed_before_anybody_is_told_that_it_runs(agent: bool) -> None:
+    """Seen on a busy host: suspended after eleven seconds instead of five."""
+
+    class SlowlyBroken(FakeHypervisor):
+        def state(self, name: str) -> DomainState:
+            return "running" if self.clock.now() < 1011 else "paused"
+
+        def agent_answers(self, name: str, *, timeout_seconds: int) -> bool:
+            return False
+
+    servers = (server("A", agent=agent), server("B", delay=5))
+    found = outcomes(*servers, hypervisor=SlowlyBroken(), answer_seconds=60.0)
+    assert all(one.error is not None and "KVM does not work" in one.error for one in found.values())
