@@ -89,6 +89,8 @@ class Config:
     """Whether a set is read again from its drives before it counts as complete."""
     use_cache: bool = True
     require_cache: bool = False
+    auto_import: bool = False
+    """Whether a drive that was filled at a node is imported as soon as it's plugged in."""
     cache_signature: str = ".dr_cache"
     definitions: str = "/shared/definitions"
     state: str = "/var/lib/anvil-dr"
@@ -138,6 +140,7 @@ def parse(text: str, path: str) -> Config:
         verify=_verify(top),
         use_cache=top.boolean("use_cache", Config.use_cache),
         require_cache=top.boolean("require_cache", Config.require_cache),
+        auto_import=top.boolean("auto_import", Config.auto_import),
         cache_signature=_file_name(top, "cache_signature", Config.cache_signature),
         definitions=_directory(top, "definitions", Config.definitions),
         state=_directory(top, "state", Config.state),
@@ -145,6 +148,8 @@ def parse(text: str, path: str) -> Config:
         bandwidth_limit=_rate(top, "bandwidth_limit", Config.bandwidth_limit),
         activation=_activation(top.section("activation")),
     )
+    if config.auto_import and not config.use_cache:
+        raise top.error("auto_import", "cannot be true while use_cache is false")
     if config.require_cache and not config.use_cache:
         raise top.error("require_cache", "cannot be true while use_cache is false")
     if len(os.fsencode(config.socket)) > _SOCKET_PATH_BYTES:

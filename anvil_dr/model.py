@@ -362,3 +362,5 @@ class CacheDrive:
     """How large one file can be on it; None if that is no limit."""
     contents: Tuple[str, ...] = ()
     """What of ours lies on it, in words."""
+    carries: Tuple[str, ...] = ()
+    """What was put on it at a node, to be imported, in words; such a drive is not used as a cache."""

@@ -18,6 +18,7 @@ from anvil_dr.cache.cache_rules import PROBE_OPTIONS, BlockDevice, StorePlaces
 from anvil_dr.errors import CacheDriveError, CommandError
 from anvil_dr.model import CacheDrive
 from anvil_dr.ports import CommandRunner, Store
+from anvil_dr.records import carried_job
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ class RealCacheDrives:
         found = replace(drive, free_bytes=facts.f_bavail * facts.f_frsize, signed=self._is_signed(path))
         if not found.signed:
             return replace(found, problem=f"there is no {self._signature} in its root")
-        return replace(found, contents=tuple(sorted(name for name in os.listdir(path) if name.endswith(".raw"))))
+        contents = tuple(sorted(name for name in os.listdir(path) if name.endswith(".raw")))
+        return replace(found, contents=contents, carries=carried_job.in_words(path))
 
     def _is_signed(self, path: str) -> bool:
         return os.path.lexists(os.path.join(path, self._signature))

@@ -20,7 +20,7 @@ import logging
 import threading
 import uuid
 from contextlib import ExitStack
-from typing import Dict, List, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from anvil_dr import naming
 from anvil_dr.cache.cache_rules import usable
@@ -40,9 +40,10 @@ from anvil_dr.wire.digest import Digester, available, digester
 log = logging.getLogger(__name__)
 
 
-def copy(target: Target, cached: CachedSet) -> None:
+def copy(target: Target, cached: CachedSet, firmware: Optional[Mapping[str, bytes]] = None) -> None:
     """Make it the newest set in the store, and remove it from its drives. The caller has the server to itself.
 
+    With `firmware` it isn't remembered yet, and is as soon as its digests are known to be right.
     Raise CacheDriveError if a drive is not there or fails, DigestMismatchError, StoreError, StateError,
     ServerActivatedError; then everything stays as it is, and this can be tried again.
     """
@@ -50,7 +51,7 @@ def copy(target: Target, cached: CachedSet) -> None:
         files = _files(target, cached, held)
         stored = admission.server_sets(target, cached.server)
         if not sets.has_one_as_new(stored, cached.job_id, cached.received_at):
-            _into_store(target, cached, files, held)
+            _into_store(target, cached, files, held, firmware)
         # Whoever boots it marks the server first, then looks who has the files open: these have, until they are gone.
         if cached.server in target.state.activations():
             raise ServerActivatedError(cached.server)
@@ -84,6 +85,8 @@ def make_room(target: Target, stay: Tuple[CachedSet, ...]) -> bool:
     """
     freed = False
     for cached in stay:
+        if cached.carried:
+            continue
         if sets.newest_complete(admission.server_sets(target, cached.server)) is None:
             return freed
         try:
@@ -171,13 +174,16 @@ def _files(target: Target, cached: CachedSet, held: ExitStack) -> _Files:
         # No job puts an image on a drive where one of that disk is remembered: it is ours, renamed already or not.
         with blamed_on(folder):
             found = {image.sequence: image for image in folder.store.images() if image.owner == owner}
-        image = found.get(INCOMPLETE) or found.get(1)
+        image = None if cached.carried else found.get(INCOMPLETE)
+        image = image or found.get(1)
         if image is not None:
             files[one.disk] = folder, image
     return files
 
 
 def _remove(cached: CachedSet, files: _Files) -> None:
+    if cached.carried:
+        return
     for folder, image in files.values():
         folder.check()
         with blamed_on(folder):
@@ -188,7 +194,9 @@ def _remove(cached: CachedSet, files: _Files) -> None:
         )  # fmt: skip
 
 
-def _into_store(target: Target, cached: CachedSet, files: _Files, held: ExitStack) -> None:
+def _into_store(
+    target: Target, cached: CachedSet, files: _Files, held: ExitStack, firmware: Optional[Mapping[str, bytes]]
+) -> None:
     total = sum(one.size_bytes for one in cached.images)
     progress = JobProgress(
         f"{cached.job_id}/{cached.server}", cached.source, (cached.server,), 2 * total, state="copying to the store"
@@ -213,6 +221,8 @@ def _into_store(target: Target, cached: CachedSet, files: _Files, held: ExitStac
                 held.callback(sources[one.disk].close)
                 digest = scan(sources[one.disk], one.size_bytes, _digester(one), advanced)
             _check(cached, one, digest)
+        if firmware is not None:
+            cached_sets.keep(target.config.state, cached, firmware)
         writer = _Copy(target, cached)
         try:
             writer.begin()

@@ -56,6 +56,8 @@ class CachedSet:
     ran_here_until: Optional[str] = None
     """When the server was given back that had run on it; its images have no digests since then. ISO 8601, UTC."""
     firmware: Mapping[str, int] = field(default_factory=dict)
+    carried: bool = False
+    """True if it was carried in on its drives: they are somebody's, and nothing is removed from them."""
 
     @property
     def offer(self) -> ServerOffer:

@@ -100,7 +100,7 @@ def _look(
     drives: List[CacheDrive] = []
     present: _Present = {}
     try:
-        candidates = usable(target.cache_drives.survey())
+        candidates = [drive for drive in usable(target.cache_drives.survey()) if not drive.carries]
     except StoreError as error:
         log.error("cache drives cannot be looked for error=%s", error)
         return (), {}, [str(error)]

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 from anvil_dr import command, config
 from anvil_dr.cli import add_common_options, run_command
@@ -17,13 +17,16 @@ from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
 from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
 from anvil_dr.failback.half_back import HalfBack
-from anvil_dr.ports import SourceHypervisor
+from anvil_dr.ports import OwnerSource, SourceHypervisor, Store
+from anvil_dr.receiving.target import utc_now
 from anvil_dr.sending import connect, job_file, off_notes, outgoing
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.sending.outgoing import Prepared
 from anvil_dr.sending.outgoing_domain import DomainReader
 from anvil_dr.sending.send import JobSender, ServerOutcome
+from anvil_dr.sending.to_drive import DriveSender
+from anvil_dr.stores.directory import DirectoryStore
 
 PROGRAM = "anvil-dr-send"
 
@@ -40,7 +43,10 @@ def _parser() -> argparse.ArgumentParser:
         description="Send images of servers that are shut off to a DR box. What it has already is not sent again.",
     )
     parser.add_argument("servers", nargs="*", metavar="SERVER", help="a domain of this machine's libvirt")
-    parser.add_argument("--to", required=True, metavar="DEST", help="ssh://[user@]host[:port], or unix:PATH")
+    parser.add_argument(
+        "--to", required=True, metavar="DEST",
+        help="ssh://[user@]host[:port], unix:PATH, or drive:FOLDER: a drive that is carried to the DR box",
+    )  # fmt: skip
     parser.add_argument("--job", metavar="FILE", help="a job file that names servers, definitions and disks")
     parser.add_argument(
         "--shutdown",
@@ -97,7 +103,7 @@ class _Work:
 
 
 def _send(options: argparse.Namespace) -> int:
-    destination = connect.parse_destination(options.to)
+    destination = connect.parse_send_destination(options.to)
     limit_bytes = config.parse_rate(options.bandwidth_limit)
     _check(options)
     interruption = Interruption()
@@ -111,6 +117,11 @@ def _send(options: argparse.Namespace) -> int:
         print(json.dumps(to_json(report), indent=2))
     else:
         print("\n".join(to_lines(report)))
+        if isinstance(destination, connect.DriveDestination) and any(server.complete for server in report.servers):
+            print(
+                f"Now: umount {destination.folder}; carry the drive to the DR box, plug it in, and look at "
+                "anvil-dr-status there. It says what to type."
+            )
     if interruption.by is not None:
         return 128 + interruption.by
     return 0 if report.succeeded else 1
@@ -155,10 +166,15 @@ def _connect(uri: str) -> SourceHypervisor:
     return hypervisor.connect(uri)
 
 
+def _files(folder: str, owners: OwnerSource) -> Store:
+    """Images on a drive; nothing is written where it was once it has gone."""
+    return DirectoryStore(folder, owners, file_system=os.stat(folder).st_dev)
+
+
 def _run(
     options: argparse.Namespace,
     work: _Work,
-    destination: connect.Destination,
+    destination: Union[connect.Destination, connect.DriveDestination],
     limit_bytes: int,
     interruption: Interruption,
     watching: Watcher,
@@ -171,7 +187,12 @@ def _run(
     # From here on servers may be off, until the end of the block.
     with interruption:
         try:
-            if work.prepared.servers:
+            if work.prepared.servers and isinstance(destination, connect.DriveDestination):
+                node = os.uname().nodename
+                writer = DriveSender(destination.folder, _files, node=node, observer=recorder, now=utc_now)
+                interruption.watch(writer.interrupt)
+                writer.run(work.name, work.prepared.servers)
+            elif work.prepared.servers and not isinstance(destination, connect.DriveDestination):
                 with connect.connected(destination, command.spawn, identity=options.identity) as channel:
                     interruption.watch(channel.abandon)
                     sender = JobSender(

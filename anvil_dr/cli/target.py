@@ -112,6 +112,8 @@ def _check_cache(settings: Config) -> None:
         use = free if one.problem is None else f"not used: {one.problem}"
         known_as = " ".join(filter(None, [one.model, one.serial]))
         print(words.printable(f"    {one.device}: {use}{f' [{known_as}]' if known_as else ''}"))
+        for brought in one.carries:
+            print(words.printable(f"      brings {brought}; to take it: anvil-dr-import {one.device}"))
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
-from typing import Iterator, Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from anvil_dr import command, definition_files
 from anvil_dr.cache.drives import RealCacheDrives, store_places
 from anvil_dr.cache.watch import DriveWatch
-from anvil_dr.caching import cached_boot, cached_copy, cached_sets
+from anvil_dr.caching import cached_boot, cached_copy, cached_sets, carry_in
 from anvil_dr.caching.cached_boot import Bootable, StoreWithCached
 from anvil_dr.config import Config
 from anvil_dr.cycling import sets
@@ -99,11 +99,12 @@ def cache_at_work(target: Target) -> Iterator[None]:
     watch: Optional[DriveWatch] = None
     try:
         target.cache_drives.tidy()
-        watch = DriveWatch(lambda device: _resume(target))
+        watch = DriveWatch(lambda device: _came(target, device))
         watch.start()
     except CacheDriveError as error:
         log.error("cache drives that are plugged in are not noticed error=%s", error)
     _resume(target)
+    _logged(lambda: carry_in.notice_all(target))
     try:
         yield
     finally:
@@ -112,11 +113,20 @@ def cache_at_work(target: Target) -> Iterator[None]:
         cached_copy.stop(target)
 
 
+def _came(target: Target, device: str) -> None:
+    _resume(target)
+    _logged(lambda: carry_in.notice(target, device))
+
+
 def _resume(target: Target) -> None:
+    _logged(lambda: cached_copy.resume(target))
+
+
+def _logged(work: Callable[[], object]) -> None:
     try:
-        cached_copy.resume(target)
+        work()
     except AnvilDrError as error:
-        log.error("sets on cache drives cannot be looked at error=%s", error)
+        log.error("what is on cache drives cannot be looked at error=%s", error)
 
 
 def owner_source(config: Config, state: Optional[State]) -> OwnerSource:

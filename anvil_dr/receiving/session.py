@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Tuple
 
 from anvil_dr.activation import nodes
+from anvil_dr.caching import carry_in
 from anvil_dr.errors import AnvilDrError, ProtocolError
 from anvil_dr.receiving.conversation import Conversation
 from anvil_dr.receiving.incoming_job import IncomingJob
@@ -17,7 +18,16 @@ from anvil_dr.receiving.target import Target
 from anvil_dr.wire import digest
 from anvil_dr.wire.channel import Channel, KeepAlive
 from anvil_dr.wire.limits import Limits
-from anvil_dr.wire.protocol import VERSION, Hello, RunningJobReport, Status, Welcome
+from anvil_dr.wire.protocol import (
+    VERSION,
+    Hello,
+    Import,
+    ImportDone,
+    ImportedReport,
+    RunningJobReport,
+    Status,
+    Welcome,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +81,25 @@ class Session:
             jobs = self._target.jobs()
             self._conversation.send(Status(tuple(RunningJobReport(**vars(job)) for job in jobs)))
             return True
+        if hello.purpose == "import" and self._peer.may_ask_status:
+            return self._import()
         if hello.purpose != "job":
             raise ProtocolError(f"{hello.purpose[:40]!r} is nothing this box can be asked")
         node = hello.node or self._peer.description
         log.info("session begun peer=%r node=%r program=%r", self._peer.description, node, hello.program[:40])
         with KeepAlive(self._channel):
             return self._job(hello, node)
+
+    def _import(self) -> bool:
+        device = self._conversation.expect(Import).device
+        with KeepAlive(self._channel):
+            found = carry_in.bring_in(self._target, device)
+        reports = (
+            ImportedReport(one.server, one.error.code if one.error else "", str(one.error or ""), one.was_here)
+            for one in found
+        )
+        self._conversation.send(ImportDone(tuple(reports)))
+        return all(one.error is None for one in found)
 
     def _job(self, hello: Hello, node: str) -> bool:
         digester = self._welcome(hello)

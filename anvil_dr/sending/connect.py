@@ -80,7 +80,18 @@ class UnixDestination:
         return f"unix:{self.path}"
 
 
+@dataclass(frozen=True)
+class DriveDestination:
+    """A drive that is mounted on this machine, and will be carried to the DR box."""
+
+    folder: str
+
+    def __str__(self) -> str:
+        return f"drive:{self.folder}"
+
+
 Destination = Union[SshDestination, UnixDestination]
+"""Where a service listens."""
 
 
 class Peer(Protocol):
@@ -101,6 +112,16 @@ class Peer(Protocol):
 
 Spawn = Callable[[Tuple[str, ...]], Peer]
 """Raises CommandError if there is no such program."""
+
+
+def parse_send_destination(text: str) -> Union[Destination, DriveDestination]:
+    """As `parse_destination`; or `drive:FOLDER`, where a drive is mounted. Raise UsageError."""
+    if not text.startswith("drive:"):
+        return parse_destination(text)
+    folder = text[len("drive:") :]
+    if not folder.startswith("/"):
+        raise UsageError(f"not a destination: {text!r} (drive: wants the absolute path that a drive is mounted on)")
+    return DriveDestination(folder.rstrip("/") or "/")
 
 
 def parse_destination(text: str) -> Destination:

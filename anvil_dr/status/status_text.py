@@ -42,7 +42,12 @@ def lines(status: Status, now: datetime) -> Tuple[Line, ...]:
         where = f"mounted on {drive.mountpoint}" if drive.mountpoint else "not mounted"
         space = f"{words.size(drive.free_bytes)} of {words.size(drive.size_bytes)} free"
         found.append(_labelled(drive.device, words.printable(f"{space}, {drive.filesystem}, {where}")))
-        found += [Line(f"{' ' * _LABEL_CHARACTERS}  has {words.printable(name)}", "quiet") for name in drive.contents]
+        indent = " " * _LABEL_CHARACTERS
+        if drive.carries:
+            found += [Line(f"{indent}  brings {words.printable(one)}") for one in drive.carries]
+            found.append(Line(f"{indent}  to take that: anvil-dr-import {words.printable(drive.device)}", "good"))
+        else:
+            found += [Line(f"{indent}  has {words.printable(name)}", "quiet") for name in drive.contents]
     if not usable:
         found.append(Line("  none", "quiet"))
     for drive in status.cache_drives:

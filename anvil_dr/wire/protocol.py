@@ -23,7 +23,8 @@ object; the others carry the packed records of bulk.py. N is the node, T the tar
 
 Either end gives up one server, not the job: T with SERVER_FAILED, N with SERVER_ABORT. Whoever hears the
 one answers with the other; frames about the server's disks that were under way are dropped. ERROR ends
-the session. PING may come at any time and means nothing but "still here".
+the session. PING may come at any time and means nothing but "still here". A program on the box itself may say IMPORT
+behind HELLO, for what was carried in on a drive, and hears IMPORTED at the end.
 
 The dialogue of a segment when there is something to compare with:
 
@@ -86,6 +87,8 @@ class Kind(enum.IntEnum):
     JOB_DONE = 16
     ERROR = 17
     STATUS = 18
+    IMPORT = 19
+    IMPORTED = 20
     # records of bulk.py
     ZEROS = 32
     SEGMENT = 33
@@ -105,7 +108,7 @@ def frame_header(kind: Kind, length_bytes: int) -> bytes:
 
 def frame_limit_bytes(kind: Kind) -> int:
     """How long a frame of this type may be."""
-    if kind in (Kind.JOB, Kind.STATUS, Kind.JOB_PLAN):
+    if kind in (Kind.JOB, Kind.STATUS, Kind.JOB_PLAN, Kind.IMPORTED):
         return MAX_CONTROL_BYTES
     if kind is Kind.HELLO:
         return MAX_HELLO_BYTES
@@ -318,6 +321,29 @@ class Status(Message):
 
     kind = Kind.STATUS
     jobs: Tuple[RunningJobReport, ...]
+
+
+@dataclass(frozen=True)
+class Import(Message):
+    """The admin of the box wants what was carried in on a drive. Only a program on the box itself may ask for it."""
+
+    kind = Kind.IMPORT
+    device: str
+
+
+@dataclass(frozen=True)
+class ImportedReport(Message):
+    server: str
+    code: str = ""
+    """Of what went wrong; empty if nothing did."""
+    message: str = ""
+    was_here: bool = False
+
+
+@dataclass(frozen=True)
+class ImportDone(Message):
+    kind = Kind.IMPORTED
+    servers: Tuple[ImportedReport, ...]
 
 
 def decode(message: Type[M], content: memoryview) -> M:

@@ -12,6 +12,7 @@ from anvil_dr.cache import cache_rules
 from anvil_dr.errors import CacheDriveError, ImageIOError
 from anvil_dr.model import CacheDrive, Location, StoredImage
 from anvil_dr.ports import Image, OwnerSource, Store
+from anvil_dr.records import carried_job
 from anvil_dr.stores.directory import DirectoryStore
 
 
@@ -89,7 +90,10 @@ class FolderDrives:
 
     def survey(self) -> Tuple[CacheDrive, ...]:
         return cache_rules.ranked(
-            CacheDrive(device, self.mounted.get(device), "ext4", size, size, identity=f"uuid-{device}", signed=True)
+            CacheDrive(
+                device, self.mounted.get(device), "ext4", size, size, f"uuid-{device}", "USBDRIVE", f"S-{device}",
+                signed=True, carries=carried_job.in_words(str(self.folder(device))),
+            )  # fmt: skip
             for device, size in self.sizes.items()
             if device not in self.pulled
         )

@@ -15,6 +15,7 @@ BIN = Path(__file__).resolve().parents[2] / "bin"
 COMMANDS = sorted(path.name for path in BIN.iterdir())
 WITHOUT_WHICH_IT_COMPLAINS_OF_THAT = {
     "anvil-dr-send": ("--to", "unix:/nonexistent", "Web01"),
+    "anvil-dr-import": ("/dev/sdx1",),
     "anvil-dr-take-back": ("Web01",),
     "anvil-dr-export": ("--to", "ssh://nobody@nowhere.invalid", "Web01"),
 }
@@ -40,6 +41,7 @@ def test_the_commands_are_those_of_the_manual() -> None:
         "anvil-activate-dr",
         "anvil-dr-demo",
         "anvil-dr-export",
+        "anvil-dr-import",
         "anvil-dr-receive",
         "anvil-dr-send",
         "anvil-dr-status",

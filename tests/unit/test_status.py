@@ -483,3 +483,10 @@ def test_a_rehearsal_that_failed_is_told_and_one_that_passed_is_not() -> None:
         "its last rehearsal, 3 days ago, failed: did not come up: it was booted and then crashed"
     ]
     assert warnings(seen, "Db01") == []
+
+
+def test_a_drive_that_was_filled_at_a_node_says_what_to_type() -> None:
+    brings = "Web01 of 2026-11-20T09:00:00+00:00 from node1, 64.0 GiB"
+    drive = CacheDrive("/dev/sdb1", None, "ext4", 64 * GIB, 60 * GIB, contents=("x.raw",), carries=(brings,))
+    shown = text(replace(FULL, cache_drives=(drive,)))
+    assert f"brings {brings}" in shown and "anvil-dr-import /dev/sdb1" in shown and "x.raw" not in shown
