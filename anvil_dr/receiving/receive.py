@@ -59,6 +59,8 @@ class SetWriter:
         self.written_bytes = 0
         self.finished_bytes = 0
         self.warnings: Tuple[str, ...] = ()
+        self._unread: Tuple[str, ...] = ()
+        """What was here and could not be read."""
 
     def begin(self) -> Mapping[str, bool]:
         """Cycle the names and make room. Returns for each disk whether there is something to compare with.
@@ -125,7 +127,7 @@ class SetWriter:
         published, old_stay = self._promote(record)
         log.info("set complete server=%s sequence=1 job=%s source=%s", server, self._job_id, self._source)
         path, made, warnings = publish.publish(target, published)
-        return record.received_at, path, made, warnings + old_stay
+        return record.received_at, path, made, warnings + old_stay + self._unread
 
     def _read_back(self) -> None:
         """Compare what the drives hold with what was received. Raise DigestMismatchError: then a drive lies."""
@@ -262,6 +264,7 @@ class ServerReceiver(SetWriter):
         self._writable[name].flush()
         self.written_bytes += current.written_bytes
         self.finished_bytes += offer.size_bytes
+        self._unread += current.warnings
         self._received[name] = ImageRecord(name, self._images[name].identity, offer.size_bytes, ours)
         self._current = None
         log.info(

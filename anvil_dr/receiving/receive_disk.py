@@ -8,11 +8,12 @@ before its digest has been checked, and nothing that is right already is written
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Set
+from typing import Dict, List, Optional, Sequence, Set, Tuple
 
 from anvil_dr.errors import DigestMismatchError, ProtocolError
 from anvil_dr.model import Owner
 from anvil_dr.ports import Image
+from anvil_dr.receiving.newest import Newest
 from anvil_dr.receiving.recycled import Recycled
 from anvil_dr.wire import bulk
 from anvil_dr.wire.bulk import FULL_BLOCK, Entry
@@ -65,7 +66,7 @@ class DiskReceiver:
         window: int,
     ) -> None:
         self._channel, self._digester, self.owner, self._size_bytes = channel, digester, owner, size_bytes
-        self._image, self._recycled, self._newest, self._window = image, recycled, newest, window
+        self._image, self._recycled, self._newest, self._window = image, recycled, Newest(newest), window
         self._segments = segment_count(size_bytes)
         self._image_digest = ImageDigest(digester, size_bytes)
         self._open: Dict[int, _Segment] = {}
@@ -95,6 +96,16 @@ class DiskReceiver:
             self._data(header.segment, header.entries, raw)
         else:
             raise ProtocolError(f"{kind.name} came in the middle of a disk")
+
+    @property
+    def warnings(self) -> Tuple[str, ...]:
+        """What was here already and could not be read, so that it was sent again."""
+        problems = ("an older image", self._recycled.problem), ("the newest set", self._newest.problem)
+        return tuple(
+            f"disk {self.owner.disk}: {what} cannot be read, and was done without; its drive may be failing: {problem}"
+            for what, problem in problems
+            if problem
+        )
 
     def finish(self) -> str:
         """The digest of the whole image, once every segment is done. Raise ProtocolError before that."""
@@ -230,25 +241,19 @@ class DiskReceiver:
         if opened.present is not None:
             self._image.read_into(self._offset(segment, block), self._block)
             present = self._digester.pages(self._block)
-        if self._newest is not None:
-            self._newest.read_into(self._offset(segment, block), self._other)
+        if self._newest.read_into(self._offset(segment, block), self._other):
             newest = self._digester.pages(self._other)
         return plan_pages(digests, present, newest, self._digester.zero_page)
 
     def _has_something(self, segment: int, opened: _Segment, block: int) -> bool:
         if opened.present is not None and opened.present[block] != self._digester.zero_block:
             return True
-        if self._newest is None:
-            return False
-        return any(True for _ in self._newest.data_ranges(self._offset(segment, block), BLOCK_BYTES))
+        return self._newest.may_hold_data(self._offset(segment, block), BLOCK_BYTES)
 
     def _copy_block(self, segment: int, opened: _Segment, block: int) -> bool:
         """Take a block from the newest set if it is the same there."""
-        if self._newest is None:
-            return False
         offset = self._offset(segment, block)
-        self._newest.read_into(offset, self._other)
-        if self._digester.of(self._other) != opened.wanted[block]:
+        if not self._newest.read_into(offset, self._other) or self._digester.of(self._other) != opened.wanted[block]:
             return False
         self._check_end(offset, self._other)
         if opened.present is None:
@@ -308,8 +313,7 @@ class DiskReceiver:
     def _assemble(self, offset: int, plan: PagePlan, raw: memoryview) -> memoryview:
         if plan.changed != FULL_BLOCK:
             self._image.read_into(offset, self._block)
-        if plan.copied and self._newest is not None:
-            self._newest.read_into(offset, self._other)
+        if plan.copied and self._newest.read_into(offset, self._other):
             for page, count in bulk.page_runs(plan.copied):
                 at = slice(page * PAGE_BYTES, (page + count) * PAGE_BYTES)
                 self._block[at] = self._other[at]

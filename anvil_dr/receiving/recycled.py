@@ -6,14 +6,17 @@ reads the node's. Differences are found from these bytes and never from a stored
 
 from __future__ import annotations
 
+import logging
 import queue
-from typing import Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence, Union
 
-from anvil_dr.errors import AnvilDrError
+from anvil_dr.errors import AnvilDrError, ImageIOError
 from anvil_dr.ports import Image
 from anvil_dr.wire.ahead import Ahead, Ended
-from anvil_dr.wire.digest import Digester
+from anvil_dr.wire.digest import Digester, segment_count
 from anvil_dr.wire.scan import Segment, segments
+
+log = logging.getLogger(__name__)
 
 _AHEAD_SEGMENTS = 4
 
@@ -23,6 +26,8 @@ class Recycled:
 
     has_content = False
     known_zero = False
+    problem: Optional[str] = None
+    """Why some of it could not be read."""
 
     def next(self, blocks: int) -> Optional[Sequence[bytes]]:
         """The digests of the next segment, which has that many blocks; None if its content is not known."""
@@ -58,17 +63,32 @@ class Content(Recycled):
 
     def __init__(self, digester: Digester, image: Image, size_bytes: int) -> None:
         self._read: queue.SimpleQueue[Union[Segment, AnvilDrError, Ended]] = queue.SimpleQueue()
-        self._ahead = Ahead(segments(digester, image, size_bytes), _AHEAD_SEGMENTS, self._read.put, name="recycled")
+        read = self._segments(digester, image, size_bytes)
+        self._ahead = Ahead(read, _AHEAD_SEGMENTS, self._read.put, name="recycled")
+
+    def _segments(self, digester: Digester, image: Image, size_bytes: int) -> Iterator[Segment]:
+        """One that can't be read has no digests. It must be written to all the same: that mends a bad sector, and
+        a job that failed of it would fail again every night."""
+        first, count = 0, segment_count(size_bytes)
+        while first < count:
+            try:
+                for segment in segments(digester, image, size_bytes, first):
+                    yield segment
+                    first += 1
+            except ImageIOError as error:
+                log.warning("an image that is written over cannot be read error=%s", error)
+                self.problem = self.problem or str(error)
+                yield Segment(first, (), False)
+                first += 1
 
     def next(self, blocks: int) -> Optional[Sequence[bytes]]:
-        """Raise ImageIOError if the image cannot be read there."""
         read = self._read.get()
         if isinstance(read, AnvilDrError):
             raise read
         if isinstance(read, Ended):
             raise AssertionError("a segment past the end was asked for")
         self._ahead.done()
-        return read.digests
+        return read.digests or None
 
     def close(self) -> None:
         self._ahead.close()

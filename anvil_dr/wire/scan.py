@@ -37,9 +37,9 @@ class Segment:
     zero: bool
 
 
-def segments(digester: Digester, image: Image, size_bytes: int) -> Iterator[Segment]:
-    """Every segment of the first `size_bytes` of an image. Raise ImageIOError."""
-    for item in _scan(digester, image, size_bytes, [memoryview(bytearray(CHUNK_BYTES))]):
+def segments(digester: Digester, image: Image, size_bytes: int, begin: int = 0) -> Iterator[Segment]:
+    """Every segment of the first `size_bytes` of an image, from the segment `begin` on. Raise ImageIOError."""
+    for item in _scan(digester, image, size_bytes, [memoryview(bytearray(CHUNK_BYTES))], begin):
         if isinstance(item, Segment):
             yield item
 
@@ -50,12 +50,12 @@ def chunks(digester: Digester, image: Image, size_bytes: int, buffers: int) -> I
 
 
 def _scan(
-    digester: Digester, image: Image, size_bytes: int, buffers: Sequence[memoryview]
+    digester: Digester, image: Image, size_bytes: int, buffers: Sequence[memoryview], begin: int = 0
 ) -> Iterator[Union[Chunk, Segment]]:
     following = cycle(buffers)
     buffer = next(following)
     zero_block = digester.zero_block
-    for segment in range(segment_count(size_bytes)):
+    for segment in range(begin, segment_count(size_bytes)):
         start, blocks = segment * SEGMENT_BYTES, block_count(size_bytes, segment)
         digests = [zero_block] * blocks
         zero = True
