@@ -20,6 +20,7 @@ from typing import Callable, Dict, FrozenSet, List, Optional, Tuple
 
 from anvil_dr import relay
 from anvil_dr.errors import AnvilDrError, ProtocolError, ServiceError
+from anvil_dr.receiving.failure_rate import FailureRate
 from anvil_dr.receiving.session import Peer, Session
 from anvil_dr.receiving.target import Target
 from anvil_dr.wire.channel import Channel
@@ -90,6 +91,7 @@ class Service:
         """One for all sessions: the limit is of all jobs together, and no node has to be trusted to keep it."""
         self._direct_users = frozenset((0, os.geteuid())) if direct_users is None else direct_users
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._failures = FailureRate(self._limits.failures_of_one_node)
         self._lock = threading.Lock()
         self._sessions: Dict[threading.Thread, _Open] = {}
         self._stopping = False
@@ -151,7 +153,7 @@ class Service:
             answer = relay.FAILED
             try:
                 self._register(thread, channel, peer, session)
-                answer = relay.SUCCEEDED if session.run() else relay.FAILED
+                answer = relay.SUCCEEDED if self._run(session, peer) else relay.FAILED
             except AnvilDrError as error:
                 log.warning("session failed peer=%r code=%s error=%s", peer.description, error.code, error)
             except Exception:
@@ -167,6 +169,15 @@ class Service:
             self._forget(thread)
             if channel is not None:
                 channel.close()
+
+    def _run(self, session: Session, peer: Peer) -> bool:
+        succeeded = False
+        try:
+            succeeded = session.run()
+        finally:
+            if not succeeded:
+                self._failures.note(peer.description)
+        return succeeded
 
     def _greet(self, connection: socket.socket) -> Tuple[Channel, Peer]:
         """Who is there: a relay with a node behind it, or a program on this machine. Raise ProtocolError."""
@@ -194,15 +205,23 @@ class Service:
         return channel
 
     def _register(self, thread: threading.Thread, channel: Channel, peer: Peer, session: Session) -> None:
-        """Raise ServiceError if this node has as many sessions as one node may have."""
+        """Raise ServiceError if this node has as many sessions as one node may have, or too many of them failed."""
         with self._lock:
             of_node = sum(1 for one in self._sessions.values() if one.peer and one.peer.description == peer.description)
             opened = self._sessions[thread]
             opened.channel, opened.peer = channel, peer
             if self._stopping:
                 channel.abandon(_STOPPED)
-        if peer.description != _LOCAL and of_node >= self._limits.sessions_of_one_node:
-            error = ServiceError(f"{peer.description} has {of_node} sessions, as many as one node may have")
+        if peer.description == _LOCAL:
+            return
+        reason = ""
+        if of_node >= self._limits.sessions_of_one_node:
+            reason = f"{peer.description} has {of_node} sessions, as many as one node may have"
+        elif self._failures.is_too_high(peer.description):
+            most = self._limits.failures_of_one_node
+            reason = f"{most} sessions of {peer.description} have failed within a minute; wait one, and try again"
+        if reason:
+            error = ServiceError(reason)
             session.tell(error)
             raise error
 

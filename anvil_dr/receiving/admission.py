@@ -16,6 +16,7 @@ from anvil_dr.errors import (
     ImageInUseError,
     NotAllowedError,
     ServerActivatedError,
+    ServiceError,
     StoreError,
 )
 from anvil_dr.model import (
@@ -60,10 +61,7 @@ class _Intent:
 
 
 def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
-    """Raise what is wrong with one server of a job; return warnings about its definition.
-
-    Claims its names, and finishes what earlier jobs of it began.
-    """
+    """Raise what is wrong with one server of a job; return warnings about its definition."""
     if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
         raise NotAllowedError(offer.name)
     for disk in offer.disks:
@@ -73,11 +71,38 @@ def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> 
     warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
-    for disk in offer.disks:
-        target.state.claim(Owner(offer.name, disk.name))
-    with target.names:
-        cycle.settle(target.store, target.state, offer.name)
     return warnings
+
+
+def claim_names(target: Target, offer: ServerOffer) -> None:
+    """Claim a server's names, and finish what earlier jobs of it began. The server is this job's.
+
+    Raise NameCollisionError, ServiceError, StoreError, StateError.
+    """
+    owners = [Owner(offer.name, disk.name) for disk in offer.disks]
+    with target.names:
+        _make_room_for_names(target, owners)
+        for owner in owners:
+            target.state.claim(owner)
+        cycle.settle(target.store, target.state, offer.name)
+
+
+def _make_room_for_names(target: Target, wanted: Sequence[Owner]) -> None:
+    """A node that may send any server could otherwise make up names until the state has no end."""
+    known = set(target.state.owners())
+    new = set(wanted) - known
+    if not new or len(known | new) <= target.names_known:
+        return
+    used = {image.owner.server for image in target.store.images()}
+    used |= {record.server for record in target.state.set_records()} | set(target.state.activations())
+    used |= {entry.server for entry in target.state.pending()} | {wanted[0].server}
+    unused = [owner for owner in known if owner.server not in used and not target.is_busy(owner.server)]
+    target.state.disclaim(unused)
+    if len((known | new) - set(unused)) > target.names_known:
+        raise ServiceError(
+            f"server {wanted[0].server} is new, and the DR box knows {len(known) - len(unused)} disks already, as many "
+            f"as it takes ({target.names_known}); remove images that nobody needs"
+        )
 
 
 def disk_names(offer: ServerOffer) -> Mapping[str, str]:

@@ -151,6 +151,7 @@ class IncomingJob:
         warnings = admission.check_server(self._target, offer, self._allowed)
         self._target.occupy(offer.name, self._id)
         try:
+            admission.claim_names(self._target, offer)
             # Alone first, so that what is wrong with one server does not refuse the others.
             with self._target.names:
                 cached = caching.plan(self._target, [offer]).servers
@@ -207,6 +208,7 @@ class IncomingJob:
             self._give_up(offer, failed)
         finally:
             receiver.close()
+            self._target.drop_firmware(self._id, offer.name)
             if isinstance(receiver, CachedReceiver) and receiver.cached is not None:
                 self._cached[offer.name] = receiver.cached
             wire_bytes = self._channel.wire_bytes - before
@@ -232,7 +234,7 @@ class IncomingJob:
             )
         )
         for name in offer.firmware:
-            self._firmware(receiver, name)
+            self._firmware(receiver, offer.name, name)
         for _ in offer.disks:
             self._disk(receiver, self._conversation.expect(DiskBegin).disk, progress)
         if self._conversation.expect(ServerEnd).server != offer.name:
@@ -253,7 +255,7 @@ class IncomingJob:
                 return
             disk.handle(kind, content)
 
-    def _firmware(self, receiver: ServerReceiver, name: str) -> None:
+    def _firmware(self, receiver: ServerReceiver, server: str, name: str) -> None:
         # Its size may be another than the one in the job: a TPM's state grows until its server is off.
         announced = self._conversation.expect(Firmware)
         if announced.name != name:
@@ -261,6 +263,7 @@ class IncomingJob:
         size_bytes = announced.size_bytes
         if size_bytes > MAX_FIRMWARE_BYTES - receiver.firmware_bytes:
             raise ProtocolError(f"there is too much firmware state: {name!r} has {size_bytes} bytes")
+        self._target.hold_firmware(self._id, server, size_bytes)
         content = bytearray()
         while len(content) < size_bytes:
             part = self._conversation.take(Kind.FIRMWARE_DATA)

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from anvil_dr.config import Config
-from anvil_dr.errors import ServerBusyError
+from anvil_dr.errors import ServerBusyError, ServiceError
 from anvil_dr.model import RunningJob
 from anvil_dr.ports import CacheDrives, Store
 from anvil_dr.records.state import State
@@ -59,7 +59,9 @@ class Target:
         now: Callable[[], str] = utc_now,
         window: int = 16,
         cache_drives: Optional[CacheDrives] = None,
+        firmware_bytes: int = 256 << 20,
     ) -> None:
+        """`firmware_bytes`: how much firmware state all jobs together hold in memory until their sets are complete."""
         self.config, self.store, self.state, self.now, self.window = config, store, state, now, window
         self.cache_drives = cache_drives
         """None: they are not looked for."""
@@ -67,6 +69,8 @@ class Target:
         """Set when what runs without a session is to end soon."""
         self.background: List[threading.Thread] = []
         """What runs without a session."""
+        self.names_known = 4096
+        """How many disks the state may know the names of."""
         self.job_ended: Callable[[], None] = lambda: None
         """Told whenever a job has ended; never waits."""
         self.names = threading.Lock()
@@ -74,6 +78,8 @@ class Target:
         self._lock = threading.Lock()
         self._busy: Dict[str, str] = {}
         self._promised: Dict[Tuple[str, str], Mapping[str, int]] = {}
+        self._firmware: Dict[Tuple[str, str], int] = {}
+        self._firmware_bytes = firmware_bytes
         self._jobs: Dict[str, JobProgress] = {}
 
     # — one job for a server at a time —
@@ -117,6 +123,23 @@ class Target:
                     for location, size in by_location.items():
                         total[location] = total.get(location, 0) + size
         return total
+
+    # — firmware state that waits in memory —
+
+    def hold_firmware(self, job_id: str, server: str, size_bytes: int) -> None:
+        """Raise ServiceError if that is more than all jobs together may hold."""
+        with self._lock:
+            if sum(self._firmware.values()) + size_bytes > self._firmware_bytes:
+                raise ServiceError(
+                    f"server {server}: the DR box is busy with as much firmware state of other jobs as it holds "
+                    f"({self._firmware_bytes >> 20} MiB); send it again later"
+                )
+            self._firmware[job_id, server] = self._firmware.get((job_id, server), 0) + size_bytes
+
+    def drop_firmware(self, job_id: str, server: str) -> None:
+        """The job is done with this server's."""
+        with self._lock:
+            self._firmware.pop((job_id, server), None)
 
     # — what runs —
 

@@ -39,8 +39,11 @@ def write(directory: str, connection: sqlite3.Connection, servers: Iterable[str]
         try:
             naming.check_server_name(server)
             durable.make_directories(where, 0o700)
-            content = json.dumps(_gather(connection, server), indent=1)
-            durable.replace(os.path.join(where, server + _SUFFIX), content.encode("utf-8"), mode=0o600)
+            gathered, path = _gather(connection, server), os.path.join(where, server + _SUFFIX)
+            if gathered["disks"] or gathered["activation"] or gathered["sets"]:
+                durable.replace(path, json.dumps(gathered, indent=1).encode("utf-8"), mode=0o600)
+            elif os.path.exists(path):
+                durable.remove(path)
         except ImageNameError as error:
             log.warning("no spare copy is kept: %s", error)
         except OSError as error:

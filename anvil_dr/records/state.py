@@ -13,7 +13,7 @@ import sqlite3
 from dataclasses import astuple, replace
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Final, Iterable, Mapping, Optional, Tuple
+from typing import Any, Collection, Final, Iterable, Mapping, Optional, Tuple
 
 from anvil_dr import naming
 from anvil_dr.errors import NameCollisionError, ServiceError, StateError
@@ -113,6 +113,17 @@ class State:
             holder = Owner(*connection.execute("SELECT server, disk FROM owners WHERE base = ?", (base,)).fetchone())
         if holder != owner:
             raise NameCollisionError(base, owner.server, owner.disk, holder.server, holder.disk)
+
+    def disclaim(self, owners: Collection[Owner]) -> None:
+        """These names belong to nobody any more: there is nothing of them here."""
+        if not owners:
+            return
+        with self._database.writing() as connection:
+            connection.executemany(
+                "DELETE FROM owners WHERE server = ? AND disk = ?", [(one.server, one.disk) for one in owners]
+            )
+            spare.write(self._directory, connection, {owner.server for owner in owners})
+        log.info("image names given back disks=%d", len(owners))
 
     def owners(self) -> Tuple[Owner, ...]:
         """Every pair that was claimed, in order."""

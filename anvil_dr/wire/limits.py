@@ -30,3 +30,5 @@ class Limits:
     sessions: int = 64
     sessions_of_one_node: int = 16
     """So that one node cannot keep the others out."""
+    failures_of_one_node: int = 60
+    """Of its sessions, within a minute; after that it is turned away until they are fewer."""

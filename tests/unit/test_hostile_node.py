@@ -85,6 +85,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tuple[DrBox, 
     """One service for all of this, to which a good job is sent before and after."""
     folder = tmp_path_factory.mktemp("box")
     box = Unwatched(folder)
+    box.limits = replace(box.limits, failures_of_one_node=10**6)  # many tests are one node here
     web = Node(folder / "node", disks={"Web01_0": NOISE + bytes(10_000)})
     with box.running() as target:
         assert box.send(web.outgoing()).succeeded

@@ -1,0 +1,157 @@
+"""What one node, or all of them together, can't take without end: attempts, names, memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Iterator, List, Tuple
+
+import pytest
+
+from anvil_dr.errors import ServiceError
+from anvil_dr.model import Owner
+from anvil_dr.receiving.failure_rate import FailureRate
+from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
+from anvil_dr.wire.protocol import Firmware, Kind, ServerBegin
+from tests.doubles.dr_box import DrBox, Node
+from tests.doubles.intruder import Intruder, offer
+
+
+@pytest.fixture
+def standing(tmp_path: Path) -> Iterator[Tuple[DrBox, Target, Node]]:
+    """A box with a set of Web01."""
+    box, web = DrBox(tmp_path), Node(tmp_path / "node", disks={"Web01_0": b"w" * 9000})
+    box.limits = replace(box.limits, failures_of_one_node=3)
+    with box.running() as target:
+        assert box.send(web.outgoing()).succeeded
+        yield box, target, web
+
+
+def fail(box: DrBox, peer: str) -> str:
+    with Intruder.by_relay(box, peer=peer) as node:
+        node.raw(b"GET / HTTP/1.1\r\n")
+        return node.error()
+
+
+# — attempts —
+
+
+def test_a_node_whose_sessions_fail_again_and_again_has_to_wait_and_others_have_not(
+    standing: Tuple[DrBox, Target, Node],
+) -> None:
+    box, _, web = standing
+    for _ in range(3):
+        assert "does not speak this protocol" in fail(box, "10.0.0.1")
+    for _ in range(2):
+        assert "3 sessions of 10.0.0.1 have failed within a minute; wait one" in fail(box, "10.0.0.1")
+    assert "does not speak this protocol" in fail(box, "10.0.0.2")
+    assert box.send(web.outgoing()).succeeded
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_failed_more_than_a_minute_ago_does_not_count() -> None:
+    clock = Clock()
+    rate = FailureRate(2, clock=clock)
+    for at in (0.0, 50.0):
+        clock.now = at
+        assert not rate.is_too_high("a")
+        rate.note("a")
+    assert rate.is_too_high("a") and not rate.is_too_high("b")
+    clock.now = 60.0
+    assert not rate.is_too_high("a")
+
+
+def test_of_nodes_without_number_those_that_failed_last_are_remembered() -> None:
+    rate = FailureRate(1)
+    for number in range(3000):
+        rate.note(f"node {number}")
+    assert rate.is_too_high("node 2999") and rate.is_too_high("node 1976")
+    assert not rate.is_too_high("node 1975")
+
+
+# — names —
+
+
+def refusals(box: DrBox, server: str, disks: int = 2) -> List[str]:
+    """What is refused of a job that is announced and never sent."""
+    with Intruder(box) as node:
+        node.announce(offer(server, {f"{server}_{number}": 4096 for number in range(disks)}))
+        return list(node.refusals().values())
+
+
+def test_names_that_were_only_claimed_are_given_back_when_there_are_too_many(
+    standing: Tuple[DrBox, Target, Node],
+) -> None:
+    box, target, web = standing
+    target.names_known = 5
+    for number in range(20):
+        assert refusals(box, f"Made-up{number}") == []
+        with State.open(box.config.state, readonly=True) as state:
+            assert len(state.owners()) <= 5
+    assert len(list((box.folder / "state" / "servers").iterdir())) <= 5
+    assert Owner("Web01", "Web01_0") in target.state.owners()
+    assert box.send(web.outgoing()).succeeded
+
+
+def test_a_box_that_is_full_of_names_takes_no_new_server_and_goes_on_with_those_it_has(
+    standing: Tuple[DrBox, Target, Node],
+) -> None:
+    box, target, web = standing
+    target.names_known = 2
+    (refusal,) = refusals(box, "Made-up")
+    assert "the DR box knows 1 disks already, as many as it takes (2)" in refusal
+    assert target.state.owners() == (Owner("Web01", "Web01_0"),)
+    assert box.send(web.outgoing()).succeeded
+
+
+def test_the_names_of_a_job_that_is_running_are_not_given_back(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, target, _ = standing
+    target.names_known = 3
+    with Intruder(box) as node:
+        node.announce(offer("Db01", {"Db01_0": 4096, "Db01_1": 4096}))
+        assert node.refusals() == {}
+        assert len(refusals(box, "Made-up", 1)) == 1
+        assert Owner("Db01", "Db01_1") in target.state.owners()
+
+
+# — memory —
+
+
+def test_jobs_together_hold_no_more_firmware_state_than_may_be(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, target, _ = standing
+    target._firmware_bytes = 1000
+    first, second = (offer(name, firmware={"nvram": 600}) for name in ("Db01", "Mail01"))
+    with Intruder(box) as holding, Intruder(box) as late:
+        for node, server in ((holding, first), (late, second)):
+            node.announce(server)
+            node.say(ServerBegin(server.name), Firmware("nvram", 600))
+            if node is holding:
+                node.hear(Kind.SERVER_READY)
+                node.record(Kind.FIRMWARE_DATA, b"1" * 600)
+                node.send_zeros(server, end=False)
+                node.hear(Kind.DISK_DONE)
+        assert "as much firmware state of other jobs as it holds" in late.failure()
+    with pytest.raises(ServiceError):
+        target.hold_firmware("j", "Db01", 1001)
+
+
+def test_what_a_job_held_is_free_again_when_it_is_done(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, target, _ = standing
+    target._firmware_bytes = 1000
+    for _ in range(3):
+        server = offer("Db01", firmware={"nvram": 600})
+        with Intruder(box) as node:
+            node.announce(server)
+            node.say(ServerBegin("Db01"), Firmware("nvram", 600))
+            node.record(Kind.FIRMWARE_DATA, b"1" * 600)
+            node.send_zeros(server)
+            node.hear(Kind.SERVER_DONE)
+            node.job_end()
+            node.hear(Kind.JOB_DONE)
