@@ -7,7 +7,8 @@ from typing import List, Optional
 
 from rich.console import Console
 
-from anvil_dr.cli.progress import Bars, Lines, Silent, watcher
+from anvil_dr.cli.progress import Lines, Silent, watcher
+from anvil_dr.cli.progress_bars import Bars
 from anvil_dr.cli.send_report import Recorder, Report, ServerReport, server_reports, to_json, to_lines
 from anvil_dr.errors import (
     AnvilDrError,
