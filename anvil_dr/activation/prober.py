@@ -1,13 +1,17 @@
-"""Asks machines whether they are alive: by their ssh port, then by ping. Touches the network; changes nothing there.
+"""Asks machines whether they are alive: ssh port, ping, then ARP. Touches the network; changes nothing there.
 
 No answer says little: a firewall, a cable. An answer says that something runs there. Works without a network: then
-nothing answers, at once.
+nothing answers, at once. Who drops ssh and ping still has to answer ARP on its own network, which the kernel asks when
+it is to reach it (ip-neighbour(8)).
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, ContextManager, Dict, Final, FrozenSet, Iterable, Mapping, Optional, Tuple
 
@@ -21,6 +25,9 @@ log = logging.getLogger(__name__)
 _SSH_PORT: Final = 22
 _TIMEOUT_SECONDS: Final = 1.5
 _AT_ONCE: Final = 32
+_ARP_POLL_SECONDS: Final = 0.5
+_ARP_TRIES: Final = 18
+_NOT_KNOWN_YET: Final = frozenset(("DELAY", "PROBE", "INCOMPLETE"))
 
 
 class Prober:
@@ -34,9 +41,10 @@ class Prober:
         timeout_seconds: float = _TIMEOUT_SECONDS,
         own: Optional[Callable[[], FrozenSet[str]]] = None,
         connect: Callable[[Tuple[str, int], float], ContextManager[object]] = socket.create_connection,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._run, self._port, self._timeout_seconds, self._own = run, ssh_port, timeout_seconds, own or own_addresses
-        self._connect = connect
+        self._connect, self._sleep = connect, sleep
 
     def answers(self, addresses: Iterable[str]) -> Mapping[str, str]:
         """Those that answered, and how, in words that follow the address. All are asked at once."""
@@ -53,7 +61,7 @@ class Prober:
         return found
 
     def _ask(self, address: str) -> Optional[str]:
-        return self._by_ssh(address) or self._by_ping(address)
+        return self._by_ssh(address) or self._by_ping(address) or self._by_arp(address)
 
     def _by_ssh(self, address: str) -> Optional[str]:
         try:
@@ -71,6 +79,30 @@ class Prober:
         except CommandError:
             return None
         return "answers a ping"
+
+    def _by_arp(self, address: str) -> Optional[str]:
+        """The two questions before have made the kernel ask. What it knew before that may be of one that has gone
+        since, so it asks again by itself, after five seconds."""
+        for _ in range(_ARP_TRIES):
+            states = self._neighbour_states(address)
+            if "REACHABLE" in states:
+                return "answers ARP, so something on this network has that address"
+            if not states & _NOT_KNOWN_YET:
+                return None
+            self._sleep(_ARP_POLL_SECONDS)
+        return None
+
+    def _neighbour_states(self, address: str) -> FrozenSet[str]:
+        try:
+            found = json.loads(self._run(("ip", "-j", "neigh", "show", "to", address), timeout_seconds=10.0).stdout)
+            return frozenset(str(state) for one in found for state in one.get("state", ()))
+        except (CommandError, ValueError, AttributeError, TypeError):
+            return frozenset()
+
+
+def can_ping() -> bool:
+    """Where there is no ping, less is asked."""
+    return shutil.which("ping") is not None
 
 
 def own_addresses() -> FrozenSet[str]:

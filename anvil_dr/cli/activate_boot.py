@@ -25,6 +25,7 @@ from anvil_dr.activation import (
     check_result,
     life_signs,
     nodes,
+    prober,
     runbook_file,
     survey,
 )
@@ -33,7 +34,6 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.boot_plan import BootPlan, Outcome
 from anvil_dr.activation.footing import Ground
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.activation.prober import Prober
 from anvil_dr.activation.survey import Survey
 from anvil_dr.cli import activate_record, activate_view
 from anvil_dr.config import Config
@@ -46,6 +46,7 @@ from anvil_dr.receiving.target import utc_now
 from anvil_dr.records.state import State
 from anvil_dr.rehearsal import rehearsal_stage
 from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
+from anvil_dr.status.status_text import Line
 from anvil_dr.words import count, listed, printable
 
 log = logging.getLogger(__name__)
@@ -185,10 +186,14 @@ def _life_signs(box: Box, seen: Survey, request: Request, manner: Manner) -> Map
     asked = life_signs.to_probe(servers, known, addresses)
     if asked and not manner.as_json:
         print(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...", flush=True)
+        if not prober.can_ping():
+            print("Nobody is pinged: there is no ping here (apt install iputils-ping).", flush=True)
     nowhere = life_signs.unknown(servers, known, addresses)
     if nowhere and not manner.as_json:
-        print(f"No address is known to ask for signs of life of {printable(listed(nowhere))}: look for yourself.")
-    return life_signs.judge(servers, known, addresses, Prober(command.run).answers(asked))
+        activate_view.show([
+            Line(f"No address is known to ask for signs of life of {printable(listed(nowhere))}: look for yourself.")
+        ])
+    return life_signs.judge(servers, known, addresses, prober.Prober(command.run).answers(asked))
 
 
 def _no_images(box: Box, seen: Survey) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import FrozenSet, Iterator, List, Tuple
+from typing import FrozenSet, Iterable, Iterator, List, Tuple
 
 import pytest
 
@@ -19,13 +19,15 @@ FIRST, SECOND = Node("an-a05n01", "10.201.10.1", AT), Node("an-a05n02", "10.201.
 
 
 class Ping:
-    """Stands for ping: some addresses answer."""
+    """Stands for ping, which some addresses answer, and for the kernel's table of neighbours."""
 
-    def __init__(self, *alive: str) -> None:
-        self.alive = alive
+    def __init__(self, *alive: str, neighbours: Iterable[bytes] = (b"[]",)) -> None:
+        self.alive, self.neighbours = alive, list(neighbours)
         self.asked: List[str] = []
 
     def __call__(self, argv: Tuple[str, ...], *, timeout_seconds: float = 1, stdin: bytes = b"") -> Completed:
+        if argv[0] == "ip":
+            return Completed(argv, self.neighbours.pop(0) if len(self.neighbours) > 1 else self.neighbours[0], b"")
         self.asked.append(argv[-1])
         if argv[-1] not in self.alive:
             raise CommandError(argv, 1, b"", b"")
@@ -98,6 +100,30 @@ def test_a_machine_without_ssh_is_pinged() -> None:
     prober = Prober(ping, own=nothing_is_own, connect=nobody_there)
     assert prober.answers(["10.1.1.1", "10.1.1.2"]) == {"10.1.1.1": "answers a ping"}
     assert sorted(ping.asked) == ["10.1.1.1", "10.1.1.2"]
+
+
+def neighbour(state: str) -> bytes:
+    return b'[{"dst":"10.1.1.1","dev":"br0","lladdr":"52:54:00:00:00:01","state":["%s"]}]' % state.encode()
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "answer"),
+    [
+        ([neighbour("REACHABLE")], True),
+        ([neighbour("DELAY"), neighbour("PROBE"), neighbour("REACHABLE")], True),
+        ([neighbour("DELAY"), neighbour("PROBE"), neighbour("FAILED")], False),
+        ([neighbour("PROBE")], False),
+        ([neighbour("STALE")], False),
+        ([b"[]"], False),
+        ([b""], False),
+        ([b"{}"], False),
+    ],
+)
+def test_who_drops_ssh_and_ping_is_found_on_its_own_network(neighbours: List[bytes], answer: bool) -> None:
+    prober = Prober(
+        Ping(neighbours=neighbours), own=nothing_is_own, connect=nobody_there, sleep=lambda seconds: None
+    )
+    assert ("10.1.1.1" in prober.answers(["10.1.1.1"])) == answer
 
 
 def test_this_machines_own_addresses_are_not_asked(listener: int) -> None:
