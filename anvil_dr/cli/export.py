@@ -128,15 +128,13 @@ def _report(trip: _Trip, *, as_json: bool) -> None:
         }
         print(json.dumps(told, indent=2))
     elif outcome.error is None:
-        print(
-            f"{name}: back on its node after {trip.seconds:.1f} s; {words.size(trip.wire_bytes)} over the wire, "
-            f"{words.size(written_bytes)} written there."
-        )
-        print(f"Start it there. Once it runs well: anvil-activate-dr --release {name}")
+        print(f"{name}: back on its node after {trip.seconds:.1f} s, and whole there.")
+        print(f"{words.size(trip.wire_bytes)} over the wire, {words.size(written_bytes)} written there.")
+        print(f"Start it there: virsh start {name}. Once it runs well, here: anvil-activate-dr --release {name}")
     else:
         print(f"{name}: failed: {words.printable(str(outcome.error))}")
         if trip.begun:
             print(f"DO NOT START {name} ON ITS NODE: its disks may be part old, part new there.")
-            print("Nothing is lost here. Run the same command again: what has arrived is not sent again.")
+            print("Nothing is lost here. Type the same again: what has arrived is not sent again.")
         else:
             print("Nothing was changed on its node.")

@@ -31,7 +31,7 @@ sys.exit(main())
 """
 
 
-def _copy_to_cache_drives(target: Target) -> None:
+def copy_to_cache_drives(target: Target) -> None:
     """The runbook, for the day on which this machine burns too and its drives are plugged in elsewhere."""
     try:
         with open(os.path.join(target.config.definitions, runbook_file.NAME), "rb") as file:
@@ -70,7 +70,7 @@ def at_work(target: Target, config_path: str) -> Iterator[None]:
         try:
             command.run(argv, timeout_seconds=_TIMEOUT_SECONDS)
         finally:
-            _copy_to_cache_drives(target)
+            copy_to_cache_drives(target)
 
     aftercare = Aftercare(work)
     target.job_ended = aftercare.job_ended

@@ -12,10 +12,13 @@ import pytest
 from anvil_dr.activation import check_record
 from anvil_dr.activation.boot_plan import BootPlan, Draft, PlannedServer
 from anvil_dr.activation.check_result import CheckResult, of_plan
+from anvil_dr.cli import target_aftercare
 from anvil_dr.errors import CommandError
 from anvil_dr.ports import HostFacts
 from anvil_dr.preflight.findings import problem, warning
 from anvil_dr.receiving.aftercare import Aftercare
+from tests.doubles.cache_drives import FolderDrives
+from tests.doubles.dr_box import DrBox
 
 AT = "2026-11-20T01:02:03+00:00"
 PATIENCE_SECONDS = 30.0
@@ -120,3 +123,24 @@ def test_a_result_that_cannot_be_kept_raises_nothing(tmp_path: Path) -> None:
     path.write_text("where the folder belongs")
     check_record.write(os.fspath(path), CheckResult(AT))
     assert check_record.read(os.fspath(path)) is None
+
+
+# — the runbook on the drives that are carried away —
+
+
+def test_the_runbook_lies_on_each_cache_drive_too(tmp_path: Path) -> None:
+    drives = FolderDrives(tmp_path / "drives", {"/dev/sdb": 1 << 30, "/dev/sdc": 1 << 30}, owners=tuple)
+    (tmp_path / "box").mkdir()
+    box = DrBox(tmp_path / "box")
+    box.open_cache_drives = lambda state: drives
+    with box.running() as target:
+        target_aftercare.copy_to_cache_drives(target)
+        assert list(tmp_path.rglob("RUNBOOK*")) == [], "there is none yet"
+        definitions = Path(box.config.definitions)
+        definitions.mkdir(exist_ok=True)
+        (definitions / "RUNBOOK.txt").write_text("1. Make sure")
+        drives.pulled.append("/dev/sdc")
+        target_aftercare.copy_to_cache_drives(target)
+    (copy,) = (tmp_path / "drives").rglob("RUNBOOK*")
+    assert copy == drives.folder("/dev/sdb") / "RUNBOOK-dr01.txt"
+    assert copy.read_text() == "1. Make sure"
