@@ -6,6 +6,8 @@ May touch: libvirt, through one connection. Nothing here defines a domain, and n
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,18 +32,36 @@ _STATES: Final[Dict[int, DomainState]] = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
+_CONNECT_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
 _CONSOLE_POLL_SECONDS: Final = 0.05
 
 
-def connect(uri: str) -> LibvirtHypervisor:
+def connect(uri: str, *, timeout_seconds: float = _CONNECT_SECONDS) -> LibvirtHypervisor:
     """Connect to libvirt. Raise HypervisorError, saying what to do about it."""
     # The default handler prints every error on stderr, also those that are expected and dealt with.
     libvirt.registerErrorHandler(lambda context, error: None, None)
+    answers: queue.Queue[Any] = queue.Queue()
+
+    def open_and_ask() -> None:
+        try:
+            connection = libvirt.open(uri)
+            connection.getLibVersion()
+            answers.put(connection)
+        except libvirt.libvirtError as error:
+            answers.put(error)
+
+    # libvirt waits for a daemon that hangs for ever, and takes no notice of Ctrl-C meanwhile.
+    threading.Thread(target=open_and_ask, name="libvirt", daemon=True).start()
     try:
-        return LibvirtHypervisor(libvirt.open(uri))
-    except libvirt.libvirtError as error:
-        raise HypervisorError(_why_no_connection(uri, error), libvirt_code=error.get_error_code()) from error
+        answer = answers.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise HypervisorError(
+            f"libvirtd does not answer ({uri}): it hangs. Restart it, servers run on: systemctl restart libvirtd"
+        ) from None
+    if isinstance(answer, libvirt.libvirtError):
+        raise HypervisorError(_why_no_connection(uri, answer), libvirt_code=answer.get_error_code()) from answer
+    return LibvirtHypervisor(answer)
 
 
 class LibvirtHypervisor:

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from dataclasses import asdict, replace
-from typing import Any, Final, Iterable, Mapping, Optional, Tuple
+from typing import Any, Final, Iterable, Mapping, Optional, Tuple, Union
 
 from anvil_dr import durable
 from anvil_dr.errors import CommandError, StoreError
@@ -57,7 +57,7 @@ class Overlays:
             self._write(where, made)
         except (OSError, CommandError) as error:
             shutil.rmtree(where, ignore_errors=True)
-            raise StoreError(f"overlays for {server} cannot be made in {self.folder}: {error}") from error
+            raise StoreError(f"overlays for {server} cannot be made in {self.folder}: {_why(error)}") from error
         log.info("overlays made server=%s sequence=%d folder=%s", server, sequence, where)
         return made
 
@@ -115,6 +115,14 @@ class Overlays:
     def _write(self, where: str, made: OverlaySet) -> None:
         content = json.dumps(asdict(made), indent=1) + "\n"
         durable.replace(os.path.join(where, _MANIFEST), content.encode("utf-8"), mode=0o600)
+
+
+def _why(error: Union[OSError, CommandError]) -> str:
+    """In few words: they are read on a terminal, on the day."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    said = error.stderr.decode("utf-8", "replace").strip().rpartition(": ")[2]
+    return said or str(error)
 
 
 def _parse(kept: Mapping[str, Any]) -> OverlaySet:

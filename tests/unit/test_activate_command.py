@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from anvil_dr.activation import boot
 from anvil_dr.cli import activate
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
+from anvil_dr.errors import HypervisorError
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.records.state import State
 from tests.doubles.filled_box import FilledBox
@@ -449,6 +451,14 @@ def test_an_error_is_an_object_too_where_json_is_wanted(box: FilledBox, command:
     assert code == 1
     assert "libvirtd is not running" in json.loads(out)["error"]
     assert "systemctl start libvirtd" in err
+
+
+def test_a_libvirtd_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "sock"))
+        silent.listen()
+        with pytest.raises(HypervisorError, match="does not answer.*systemctl restart libvirtd"):
+            connect(f"qemu+unix:///system?socket={tmp_path / 'sock'}", timeout_seconds=0.2)
 
 
 def test_a_store_that_is_not_mounted_is_the_first_thing_said(box: FilledBox, command: Command) -> None:
