@@ -37,8 +37,19 @@ from anvil_dr.records.state import State
 
 PROGRAM = "anvil-activate-dr"
 
-_EPILOG = """\
+_DESCRIPTION = """\
+Boot the servers that this DR box keeps.
 On the day: type anvil-activate-dr and read. It shows what it is going to do, and asks before it does it.
+"""
+_EPILOG = """\
+examples:
+  anvil-activate-dr                     all servers, in their order
+  anvil-activate-dr Web01 Db01          only these
+  anvil-activate-dr --check             is anything in the way? boots nothing
+  anvil-activate-dr --memory Web01=4G   with less memory than its definition says
+  anvil-activate-dr --overlay           so that what they write can be thrown away
+  anvil-activate-dr --release Web01     its jobs may write its images again
+  anvil-activate-dr --rehearse          on any good day: a trial, with a report
 """
 
 
@@ -60,13 +71,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Boot the servers that this DR box keeps.", epilog=_EPILOG)
+    parser = _Parser(
+        prog=PROGRAM, usage="%(prog)s [SERVER ...] [option ...]", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("servers", metavar="SERVER", nargs="*", help="only these (default: all)")
     add_common_options(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="only show the servers and their sets")
     what.add_argument("--check", action="store_true", help="only show what would be booted, and what is in the way")
-    what.add_argument("--after-job", action="store_true", help="what the service does after each job: check, quietly")
+    # What the service does after each job: a check, quietly.
+    what.add_argument("--after-job", action="store_true", help=argparse.SUPPRESS)
     what.add_argument(
         "--release", metavar="SERVER", action="append", help="jobs may write this server's images again; boot nothing"
     )
@@ -75,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         help="boot these, or all, on throw-away copies without network, see whether they come up, and keep a report",
     )
     parser.add_argument("--report", metavar="FILE", default="", help="with --rehearse: write the report here too")
-    parser.add_argument("--server", metavar="SERVER", action="append", default=[], help="the same; may be repeated")
+    parser.add_argument("--server", metavar="SERVER", action="append", default=[], help="the same as naming it")
     parser.add_argument("--sequence", metavar="N", type=int, help="that set's images instead of the newest complete")
     parser.add_argument(
         "--memory", metavar="SERVER=SIZE", action="append", default=[],

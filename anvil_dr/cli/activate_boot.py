@@ -102,7 +102,7 @@ def alone(config: Config, *, keeps_rehearsals_off: bool) -> Iterator[None]:
     if not keeps_rehearsals_off:
         yield
         return
-    with RehearsalTurns(config.runtime).forbid() as ended:
+    with RehearsalTurns(config.runtime).forbid(who=activate_record.user()) as ended:
         if ended:
             print("A rehearsal was running; it has been ended.", file=sys.stderr)
         yield

@@ -44,6 +44,7 @@ class RehearsalTurns:
         if everybody is None:
             raise HypervisorError("servers are being activated at this moment, so none is rehearsed")
         try:
+            os.ftruncate(everybody, 0)  # should an activation have been killed
             mine = self._locked(server, fcntl.LOCK_EX)
             if mine is None:
                 raise HypervisorError(f"{server} is being rehearsed already")
@@ -74,8 +75,11 @@ class RehearsalTurns:
         return True
 
     @contextmanager
-    def forbid(self, timeout_seconds: float = END_SECONDS) -> Iterator[bool]:
-        """Meanwhile nothing is rehearsed. Ends what is; yields whether there was something. Raise HypervisorError."""
+    def forbid(self, timeout_seconds: float = END_SECONDS, *, who: str = "somebody") -> Iterator[bool]:
+        """Meanwhile nothing is rehearsed. Ends what is; yields whether there was something. Raise HypervisorError.
+
+        Nobody else can have this at the same time, and is told `who` has it.
+        """
         try:
             self._make_folders()
         except OSError as error:
@@ -86,11 +90,24 @@ class RehearsalTurns:
         lock = self._locked(_ALL, fcntl.LOCK_EX)
         ended = lock is None
         if lock is None:
+            self._refuse_another()
             lock = self._wait_for(_ALL, timeout_seconds)
         try:
+            os.pwrite(lock, f"{who} (pid {os.getpid()})".encode("utf-8", "replace"), 0)
             yield ended
         finally:
+            os.ftruncate(lock, 0)
             os.close(lock)
+
+    def _refuse_another(self) -> None:
+        """Whoever has the lock for themselves has written who they are; a rehearsal shares it, and has not."""
+        with open(self._path(_ALL), encoding="utf-8", errors="replace") as file:
+            holder = file.read(200)
+        if holder:
+            raise HypervisorError(
+                f"{holder} is at anvil-activate-dr or anvil-dr-export at this moment, on another terminal; "
+                "wait for that, or end it"
+            )
 
     def _wait_for(self, name: str, timeout_seconds: float) -> int:
         """Ask whoever has this lock to let it go, and take it. Raise HypervisorError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -112,3 +113,24 @@ def test_a_runtime_folder_that_cannot_be_made_keeps_nobody_from_activating(tmp_p
     assert not turns.end("Web01")
     with pytest.raises(HypervisorError, match="nothing can be rehearsed"), turns.hold("Web01"):
         pass
+
+
+def test_two_people_at_once_are_told_of_each_other_and_neither_waits(tmp_path: Path) -> None:
+    first, second = RehearsalTurns(str(tmp_path)), RehearsalTurns(str(tmp_path))
+    with first.forbid(who="alice"):
+        with pytest.raises(HypervisorError, match=rf"alice \(pid {os.getpid()}\) is at anvil-activate-dr"):
+            with second.forbid(who="bob"):
+                raise AssertionError("two of them")
+    with second.forbid(who="bob") as ended:
+        assert not ended
+
+
+def test_what_a_killed_activation_has_written_is_not_taken_for_one_that_lives(tmp_path: Path) -> None:
+    turns = RehearsalTurns(str(tmp_path))
+    with turns.hold("Web01"):
+        pass
+    (tmp_path / "rehearsals" / "lock").write_text("alice (pid 1)")
+    with turns.hold("Web01"):
+        with pytest.raises(HypervisorError, match="a rehearsal does not end"):
+            with turns.forbid(timeout_seconds=0.1):
+                raise AssertionError("it was not asked to end")
