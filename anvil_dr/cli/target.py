@@ -128,6 +128,8 @@ def _alone(settings: Config) -> Iterator[Target]:
 
 def _recover(path: str) -> int:
     with _alone(config.load(path)) as target:
+        if target.state.rebuilt:
+            print(words.printable(target.state.rebuilt))
         begun = recover.look(target)
         for one in begun:
             print("\n".join(map(words.printable, recover.in_words(one))))

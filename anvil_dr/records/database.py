@@ -13,7 +13,7 @@ import os
 import sqlite3
 import urllib.parse
 from datetime import datetime, timezone
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from anvil_dr import durable
 from anvil_dr.errors import StateError
@@ -59,6 +59,10 @@ class Database:
         """`fill` puts into an empty database what is known from elsewhere, in the transaction that makes it."""
         self.path = os.path.join(directory, FILE_NAME)
         self._directory, self._readonly, self._fill = directory, readonly, fill
+        self.is_new = False
+        """True if it was made now: there was none, or it was damaged."""
+        self.moved_to: Optional[str] = None
+        """Where the damaged one lies."""
 
     def prepare(self) -> None:
         """Create what is missing; move aside what is damaged and start anew. Raise StateError.
@@ -164,6 +168,7 @@ class Database:
             for statement in _SCHEMA:
                 connection.execute(statement)
             self._fill(connection)
+            self.is_new = True
             log.info("state database created path=%s", self.path)
         connection.execute("COMMIT")
 
@@ -184,6 +189,7 @@ class Database:
         durable.rename_exclusively(self._directory, FILE_NAME, aside)
         with contextlib.suppress(FileNotFoundError):
             durable.rename_exclusively(self._directory, f"{FILE_NAME}-journal", f"{aside}-journal")
+        self.moved_to = os.path.join(self._directory, aside)
         log.warning(
             "state database damaged; moved aside, a new one is made path=%s kept_as=%s lost=journal,job-history",
             self.path,

@@ -64,6 +64,18 @@ class State:
         """For messages: the file that everything here is kept in."""
         return self._database.path
 
+    @property
+    def rebuilt(self) -> Optional[str]:
+        """In words, that the database had to be made anew, and from what; None if it was there and whole."""
+        if not self._database.is_new:
+            return None
+        moved_to = self._database.moved_to
+        lost = f"The state database was damaged; see {moved_to}." if moved_to else "There was no state database."
+        return (
+            f"{lost} A new one was made, from its spare copy and the names of the images. What had been begun, and the "
+            "history of jobs, is not known any more."
+        )
+
     def close(self) -> None:
         """Give back the service's lock, if this is the service."""
         if self._lock is not None:

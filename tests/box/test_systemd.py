@@ -47,8 +47,12 @@ def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
 def installed() -> Iterator[Path]:
     """What the README's steps leave on a machine."""
     subprocess.run(["groupadd", "-f", "--system", "anvil-dr"], check=True)
+    for left in ("/etc/anvil-dr", "/srv/dr", "/var/lib/anvil-dr", "/shared/definitions"):
+        shutil.rmtree(left, ignore_errors=True)  # of a host that is a DR box itself; the guest sees its root
     for command in (ROOT / "bin").iterdir():
-        Path("/usr/local/sbin", command.name).symlink_to(command)
+        link = Path("/usr/local/sbin", command.name)
+        link.unlink(missing_ok=True)
+        link.symlink_to(command)
     for unit in (ROOT / "systemd").iterdir():
         shutil.copy(unit, "/etc/systemd/system")
     store = Path("/srv/dr")
@@ -152,3 +156,73 @@ def test_a_configuration_that_cannot_be_used_is_named(installed: Path, tmp_path:
     )
     assert done.returncode == 2
     assert "copys" in done.stderr and ":3:" in done.stderr and "Traceback" not in done.stderr
+
+
+def killed_in_a_job(store: Path, folder: Path, kill: Callable[[], object]) -> None:
+    """A job of Mail01, whose service does not live to its end; systemd starts it again, and the next job goes on."""
+    box, mail = Box(store), Node(folder / "node", "Mail01", disks={"Mail01_0": random.Random(4).randbytes(60 << 20)})
+    before, struck = shown("MainPID"), threading.Event()
+
+    def strike() -> None:
+        if not struck.is_set():
+            struck.set()
+            kill()
+
+    with pytest.raises(AnvilDrError):
+        box.send(mail.outgoing(), observer=Quiet(when_advanced=strike))
+    wait_until(lambda: shown("MainPID") not in ("0", before) and shown("ActiveState") == "active")
+    assert "Mail01_Mail01_0_incomplete.raw" in box.names()
+    outcome = box.send(mail.outgoing())
+    assert outcome.succeeded and box.image("Mail01_Mail01_0_1") == mail.disks["Mail01_0"]
+    done = outcome.servers[0].done
+    assert done is not None and done.written_bytes < len(mail.disks["Mail01_0"]), "what had arrived is not sent again"
+    for path in store.glob("Mail01_*.raw"):
+        path.unlink()
+
+
+def test_killed_in_the_middle_of_a_job_it_comes_back_and_the_next_job_goes_on(installed: Path, tmp_path: Path) -> None:
+    running_jobs(SOCKET)
+    killed_in_a_job(installed, tmp_path, lambda: systemctl("kill", "--signal=KILL", SERVICE))
+
+
+def test_out_of_memory_it_comes_back_and_the_next_job_goes_on(installed: Path, tmp_path: Path) -> None:
+    """A limit below what it uses: the kernel has to kill it."""
+
+    def starve() -> None:
+        systemctl("set-property", "--runtime", SERVICE, "MemoryMax=1M", "MemorySwapMax=0")
+        # Not before the kernel has done it: what takes the limit away again would save the process.
+        wait_until(lambda: shown("Result") == "oom-kill" or shown("MainPID") == "0")
+        systemctl("set-property", "--runtime", SERVICE, "MemoryMax=infinity")
+
+    running_jobs(SOCKET)
+    killed_in_a_job(installed, tmp_path, starve)
+    journal = subprocess.run(["journalctl", "-u", "anvil-dr-target", "-o", "cat", "--no-pager"], capture_output=True)
+    assert b"killed by the OOM killer" in journal.stdout or b"oom-kill" in journal.stdout
+
+
+def test_a_second_service_on_the_same_state_refuses_and_names_the_first(installed: Path) -> None:
+    running_jobs(SOCKET)
+    done = subprocess.run(["/usr/local/sbin/anvil-dr-target"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"another anvil-dr-target is at work on /var/lib/anvil-dr: pid {shown('MainPID')}" in done.stderr
+
+
+def test_the_timer_s_verification_names_a_rotten_image_and_the_next_job_heals_it(
+    installed: Path, tmp_path: Path
+) -> None:
+    box, web = Box(installed), Node(tmp_path / "node", disks={"Web01_0": random.Random(5).randbytes(1 << 20)})
+    assert box.send(web.outgoing()).succeeded
+    assert "anvil-dr-verify.service" in systemctl("show", "--property", "Triggers", "anvil-dr-verify.timer")
+    systemctl("start", "anvil-dr-verify.timer")
+    systemctl("start", "anvil-dr-verify.service")
+    with (installed / "Web01_Web01_0_1.raw").open("r+b") as image:
+        image.seek(5000)
+        image.write(b"rot")
+    for _ in range(4):  # a quarter each time
+        subprocess.run(["systemctl", "start", "anvil-dr-verify.service"], capture_output=True)
+    assert systemctl("show", "--property", "Result", "--value", "anvil-dr-verify.service") == "exit-code"
+    said = subprocess.run(["/usr/local/sbin/anvil-dr-status"], capture_output=True, text=True).stdout
+    assert "set 1 is rotten: disk Web01_0" in said, said
+    assert box.send(web.outgoing()).succeeded and box.send(web.outgoing()).succeeded
+    done = subprocess.run(["/usr/local/sbin/anvil-dr-verify", "Web01", "--no-progress"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -300,6 +300,19 @@ def test_recover_says_what_it_is_about_to_do_and_does_it(box: Box, capsys: pytes
     assert capsys.readouterr().out == "Nothing was begun that is not finished.\n"
 
 
+@pytest.mark.parametrize(
+    ("lose", "said"), [(lose_database, "There was no state database. A"), (damage_database, "was damaged; see ")]
+)
+def test_recover_says_that_the_state_was_lost(
+    box: Box, lose: object, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose(box)  # type: ignore[operator]
+    assert command.main(["--config", box.config_file, "--recover"]) == 0
+    assert said in capsys.readouterr().out
+    assert command.main(["--config", box.config_file, "--recover"]) == 0
+    assert capsys.readouterr().out == "Nothing was begun that is not finished.\n"
+
+
 def test_recover_fails_with_the_name_of_what_cannot_be_finished(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     box.die("rename Web01_Web01_1_2 incomplete")
     (box.folder / "store" / "Web01_Web01_0_2.raw").write_bytes(b"an admin's")
