@@ -251,7 +251,8 @@ def _on_overlays(found: Found, chosen: Optional[ImageSet]) -> Iterator[Finding]:
 def _unmarked(draft: Draft) -> Tuple[Finding, ...]:
     if draft.activated:
         return ()
-    return (warning("it runs here, but nobody marked it: it was started by hand", "it will be marked as activated"),)
+    advice = f"so that no job writes over it later, mark it: anvil-activate-dr {draft.server}"
+    return (warning("it runs here, but nobody marked it: it was started by hand", advice),)
 
 
 def _drift(found: Found) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ def verdict(plan: BootPlan) -> Line:
     """What a check came to."""
     total, bootable = len(plan.servers), len(plan.ready)
     running = total - bootable - len(plan.blocked)
-    runs = f" {count(running, 'server')} of them running here already." if running else ""
+    runs = f" {count(running, 'server')} running here already." if running else ""
     if plan.blocked:
         names = printable(listed([one.server for one in plan.blocked]))
         return Line(f"{bootable} of {count(total, 'server')} could be booted here now; not {names}.{runs}", "bad")
