@@ -202,7 +202,9 @@ def _list(box: Box, options: argparse.Namespace) -> int:
     seen = box.survey()
     chosen = activate.selected(seen, tuple(options.server))
     for text in box.warnings:
-        print(f"{PROGRAM}: {words.printable(text)}", file=sys.stderr)
+        complain(f"{PROGRAM}: {words.printable(text)}")
+    if box.warnings and os.geteuid() != 0:
+        complain(f"{PROGRAM}: some of it only root can read")
     if options.json:
         activate_view.show_json(activation_json.list_to_json(chosen))
     elif chosen:
