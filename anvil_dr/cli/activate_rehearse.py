@@ -41,8 +41,9 @@ def run(
         hypervisor, overlays, box.places, turns, signs, now=utc_now, wait_seconds=wait_seconds
     )
     progress = _Progress(activate_view.widths(plan.servers), as_json=as_json)
+    turns_words = ", one after the other" if len(plan.servers) > 1 else ""
     progress.say(
-        f"{count(len(plan.servers), 'server')}, one after the other, on throw-away copies, without a network."
+        f"{count(len(plan.servers), 'server')}{turns_words}, on throw-away copies, without a network."
         " Ctrl-C ends it and leaves nothing behind."
     )
     with activate_boot.until_stopped() as stopped:
