@@ -130,7 +130,8 @@ class _Drafter:
     def open_case(self, found: Found, seen: Survey) -> _Case:
         """The set, the definition, and which image stands for which disk."""
         chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, _ran_from(found))
-        findings = (*findings, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
+        unfinished = boot_images.in_the_way(found.pending, chosen)
+        findings = (*findings, *unfinished, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
         if found.definition_problem is not None:
             advice = f"see to {found.definition_path}; its next job makes one if there is none, a backup may have it"
             if not any(one.definition_xml for one in seen.servers):

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Final, Iterable, List, Mapping, Optional, Tup
 
 from anvil_dr.cycling import sets
 from anvil_dr.definition import DiskRequirement
-from anvil_dr.model import CACHED, Activation, ImageSet, Owner, Sequence, StoredImage
+from anvil_dr.model import CACHED, Activation, ImageSet, JournalEntry, Owner, Sequence, StoredImage
 from anvil_dr.preflight.findings import Finding, problem, warning
 from anvil_dr.words import listed
 
@@ -80,6 +80,29 @@ def choose_set(
     if chosen.record is None:
         findings.append(warning("when this set was received is not known: the state database has nothing of it"))
     return chosen, tuple(findings)
+
+
+def in_the_way(pending: Iterable[JournalEntry], chosen: Optional[ImageSet]) -> Tuple[Finding, ...]:
+    """Plans of this server that were begun and not finished: finishing them would change its images under the guest.
+
+    Old sets that could not be removed yet stop nobody, unless one of them is to be booted.
+    """
+    identities = {image.identity for image in chosen.images} if chosen is not None else set()
+    return tuple(
+        problem(
+            f"plan {entry.id} ({entry.purpose}) for its images was begun and is not finished"
+            + (f": {entry.failure}" if entry.failure else ""),
+            _way_out(entry),
+        )
+        for entry in pending
+        if entry.purpose not in ("publish", "trim") or not identities.isdisjoint(one.identity for one in entry.steps)
+    )
+
+
+def _way_out(entry: JournalEntry) -> str:
+    if entry.purpose == "trim":
+        return f"it removes the set that you chose; to keep that one: anvil-dr-target --forget {entry.id}"
+    return "if no job is at work, finish it: systemctl stop anvil-dr-target; anvil-dr-target --recover"
 
 
 def set_name(sequence: Sequence) -> str:

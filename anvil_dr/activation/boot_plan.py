@@ -10,7 +10,7 @@ from typing import AbstractSet, Dict, Final, FrozenSet, Iterable, Iterator, List
 
 from anvil_dr.activation import boot_order
 from anvil_dr.definition import Requirements
-from anvil_dr.model import Activation, ImageSet, OverlaySet
+from anvil_dr.model import Activation, ImageSet, JournalEntry, OverlaySet
 from anvil_dr.ports import HostFacts
 from anvil_dr.preflight.findings import Finding, problem
 from anvil_dr.words import listed, size
@@ -33,6 +33,8 @@ class Found:
     """Jobs whose sets have UEFI variables of their own."""
     drift: Tuple[str, ...] = ()
     """How the definition differs from the one that its node sent last."""
+    pending: Tuple[JournalEntry, ...] = ()
+    """Plans for its images that were begun and are not finished."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Callable, Dict, Mapping, Optional, Tuple
 
-from anvil_dr.activation import boot_firmware, boot_xml
+from anvil_dr.activation import boot_firmware, boot_images, boot_xml
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.boot_plan import PlannedServer
 from anvil_dr.activation.boot_xml import OverlayPaths
@@ -71,8 +71,8 @@ class Ground:
     def _verify(self, server: str, chosen: ImageSet) -> None:
         """No job has changed the images since the plan was made, and none has them open. It is marked already, so
         that none begins. Raise StoreError, StateError."""
-        if self._state is not None and any(entry.purpose != "publish" for entry in self._state.pending(server)):
-            raise StateError(f"a job is changing the images of {server} at this moment: type the same again")
+        for found in boot_images.in_the_way(self._state.pending(server) if self._state is not None else (), chosen):
+            raise StateError(f"{found.text}: {found.advice}")
         there: Dict[Tuple[str, str], StoredImage] = {
             (image.identity, image.path): image for image in self._store.images() if image.owner.server == server
         }

@@ -57,6 +57,7 @@ def survey(
                 overlays.of(server) if overlays is not None else None,
                 firmware.sets_with_nvram(kept, server) if kept else frozenset(),
                 _drift(files.get(server), state),
+                tuple(entry for entry in pending if entry.server == server),
             )
             for server in names
         ),

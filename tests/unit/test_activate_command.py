@@ -19,7 +19,9 @@ from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.errors import HypervisorError
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
+from anvil_dr.model import JournalStep, Purpose, Removal
 from anvil_dr.records.state import State
+from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.filled_box import FilledBox
 
 URI = "test:///default"
@@ -528,6 +530,42 @@ def test_an_image_that_is_in_use_keeps_its_server_from_being_booted_and_released
         assert (code, running(hypervisor)) == (1, [])
         assert f"{image} is in use by" in out
         assert command("--release", "Web01")[0] == 1
+
+
+def begun(box: FilledBox, server: str, purpose: Purpose, *, sequence: int) -> None:
+    """A plan about the images of one set, of which nothing was done."""
+    with State.open(str(box.state)) as state:
+        stored = [one for one in DirectoryStore(str(box.images), state.owners).images() if one.sequence == sequence]
+        steps = [JournalStep(Removal(image.owner, sequence), image.identity) for image in stored]
+        state.note_failure(state.begin(server, purpose, steps), "Input/output error")
+
+
+def test_an_old_set_that_cannot_be_removed_keeps_nobody_down_who_boots_another(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), box.receive("Web01", sources(box, "Web01"), sequence=2)
+    begun(box, "Web01", "trim", sequence=2)
+    code, out, _ = command("--check", "--sequence", "2", "Web01")
+    assert code == 1
+    assert "plan 5 (trim) for its images was begun and is not finished" in out
+    assert "anvil-dr-target --forget 5" in out
+    assert command("--check")[0] == 0
+    assert command("--yes")[0] == 0
+    assert running(hypervisor) == ["Web01"]
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_cycling_that_was_begun_keeps_its_server_down_and_a_check_says_what_to_type(
+    force: Tuple[str, ...], box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    begun(box, "Web01", "cycle", sequence=1)
+    for how in ("--check", "--yes"):
+        code, out, _ = command(how, *force)
+        assert code == 1
+        assert "plan 5 (cycle) for its images was begun and is not finished: Input/output error" in out
+        assert "anvil-dr-target --recover" in out
+    assert running(hypervisor) == ["Db01"]
 
 
 def test_a_job_that_is_writing_at_this_moment_means_a_living_node_and_only_force_boots(
