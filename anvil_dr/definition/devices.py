@@ -56,27 +56,13 @@ def _emulator(device: etree._Element, notes: Notes) -> None:
 
 
 def _hostdev(device: etree._Element, notes: Notes) -> None:
-    """A PCI address or a mediated device is another thing on another host, and giving it to a guest takes it from
-    the host. A USB device that is named by vendor and product can be plugged in here; without it the guest boots too.
+    """What is at the same address here is another thing, and giving it to a guest takes it from the host. A USB
+    device of the same vendor and product is no better: it may be the DR box's own cache drive.
     """
-    what = shown(describe_hostdev(device))
-    if is_storage_hostdev(device):
-        scrub.remove(device)  # check() has seen that it is left out
-        return
-    source = device.find("source")
-    by_name = source is not None and source.find("vendor") is not None and source.find("product") is not None
-    if device.get("type") != "usb" or source is None or not by_name:
-        notes.removed(f"passed-through device {what}", "this host has another one there, or none; add what it has")
-        scrub.remove(device)
-        return
-    notes.warn(f"passed-through device {what} is only there if it is plugged into this host")
-    source.set("startupPolicy", "optional")
-    scrub.drop_attributes(source, "missing")
-    scrub.keep_attributes(source, ("startupPolicy", "guestReset"), notes)
-    scrub.drop_children(source, "address")  # the port that it was in, on the node
-    scrub.keep_children(source, ("vendor", "product"), notes, once=True)
-    scrub.keep_attributes(device, ("mode", "type", "managed"), notes)
-    scrub.keep_children(device, ("source", "boot", "address", "alias"), notes, once=True)
+    if not is_storage_hostdev(device):  # of storage, check() has seen that it is left out
+        why = "here it may be another one, such as a cache drive, or none; add what this host has"
+        notes.removed(f"passed-through device {shown(describe_hostdev(device))}", why)
+    scrub.remove(device)
 
 
 def _input(device: etree._Element, notes: Notes) -> None:
