@@ -5,7 +5,8 @@ Pure: no file, no network, no hypervisor; lxml only. Definitions that come from 
 
 - `reading`: text -> Definition, or one clear DefinitionError
 - `disks`: the disks of a server, and their names
-- `making`: the DR definition; `firmware`, `devices`, `disk_rules`, `characters` and `network_rules` hold its rules
+- `making`: the DR definition; `firmware`, `devices`, `disk_rules`, `characters`, `network_rules` and
+  `memory_files` hold its rules
 - `differing`: how a source's definition and the DR definition differ, in words
 - `requirements`: what a definition needs from the host that boots it
 """
@@ -13,6 +14,7 @@ Pure: no file, no network, no hypervisor; lxml only. Definitions that come from 
 from anvil_dr.definition.differing import differences
 from anvil_dr.definition.disks import SourceDisk, disk_name, source_disks
 from anvil_dr.definition.making import DiskTarget, Made, make_dr_definition
+from anvil_dr.definition.memory_files import avoid as avoid_memory_files
 from anvil_dr.definition.reading import Definition, parse, server_name
 from anvil_dr.definition.requirements import (
     CpuRequirement,
@@ -37,6 +39,7 @@ __all__ = [
     "Requirements",
     "SourceDisk",
     "TpmRequirement",
+    "avoid_memory_files",
     "differences",
     "disk_name",
     "make_dr_definition",

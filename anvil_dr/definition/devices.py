@@ -97,6 +97,7 @@ def _tpm(device: etree._Element, notes: Notes) -> None:
         notes.warn("the TPM's state is encrypted: this host needs the secret that its <encryption> names")
     backend.set("persistent_state", "yes")
     scrub.drop_children(backend, "source")
+    scrub.drop_attributes(backend, "debug")  # a log without end
     scrub.keep_children(device, ("backend", "alias", "address", "acpi"), notes, once=True)
 
 

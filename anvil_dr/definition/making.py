@@ -13,7 +13,7 @@ from typing import Callable, Collection, Final, Iterable, Mapping, Optional, Tup
 
 from lxml import etree
 
-from anvil_dr.definition import devices, disk_rules, firmware, scrub
+from anvil_dr.definition import devices, disk_rules, firmware, memory_files, scrub
 from anvil_dr.definition.disk_rules import DiskTarget
 from anvil_dr.definition.notes import Notes
 from anvil_dr.definition.reading import elements, parse, server_name, shown, tag_of
@@ -85,6 +85,8 @@ def _make(
     scrub.remove_foreign(root, notes)
     scrub.remove_running(root)
     _top_level(root, notes)
+    for change in memory_files.avoid(root):
+        notes.warn(change)
     firmware.apply(root, nvram_path, notes)
     devices.apply(root, disk_rules.Plan(paths, left_out), notes)
     scrub.remove_stray_text(root)

@@ -27,6 +27,7 @@ def isolated(xml: str, name: str, uuid: str, overlays: Collection[str], serial_l
     root = definition.parse(xml).root
     _set_text(root, "name", name)
     _set_text(root, "uuid", uuid)
+    definition.avoid_memory_files(root)
     devices = root.find("devices")
     if devices is None:
         return etree.tostring(root, encoding="unicode")

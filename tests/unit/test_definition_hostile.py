@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Collection, Mapping, Optional
+from typing import Collection, List, Mapping, Optional
 
 import pytest
 from hypothesis import example, given
@@ -269,6 +269,29 @@ def test_a_usb_device_is_not_taken_from_the_dr_box_even_if_it_is_asked_for_by_na
     result = make(domain(f"<hostdev mode='subsystem' type='usb'>{source}</hostdev>"))
     assert etree.fromstring(result.xml).find("devices/hostdev") is None
     assert "usb:0x0529:0x0001" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("inside", "action"), [("coredump-restart", "restart"), ("coredump-destroy", "destroy"), ("preserve", "preserve")]
+)
+def test_a_crash_of_the_guest_writes_no_dump_of_its_memory(inside: str, action: str) -> None:
+    assert made(domain(rest=f"<on_crash>{inside}</on_crash>"), "on_crash").text == action
+
+
+@pytest.mark.parametrize(
+    ("backing", "kept"),
+    [
+        ("<source type='file'/><allocation mode='immediate'/>", ["allocation"]),
+        ("<access mode='shared'/>", []),
+        ("<source type='memfd'/><access mode='shared'/>", ["source", "access"]),
+    ],
+)
+def test_the_memory_of_a_server_is_no_file_of_the_dr_box(backing: str, kept: List[str]) -> None:
+    cells = "<cpu><numa><cell id='0' cpus='0' memory='1048576' memAccess='shared'/></numa></cpu>"
+    dimm = "<memory model='dimm' access='shared'><target><size>1024</size><node>0</node></target></memory>"
+    root = etree.fromstring(make(domain(dimm, rest=f"<memoryBacking>{backing}</memoryBacking>{cells}")).xml)
+    assert [child.tag for child in root.iterfind("memoryBacking/*")] == kept
+    assert not root.xpath("//@memAccess | //memory/@access")
 
 
 def test_a_place_on_the_nodes_pci_bus_is_never_taken_from_this_host() -> None:

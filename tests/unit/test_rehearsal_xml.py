@@ -83,6 +83,14 @@ def test_nothing_of_the_host_and_nobody_elses_screen_is_in_it() -> None:
     assert dict(screen.attrib) == {"type": "vnc", "port": "-1", "autoport": "yes", "listen": "127.0.0.1"}
 
 
+def test_a_crash_in_it_writes_nothing_to_the_hosts_disk() -> None:
+    text = TEXT.replace("<devices>", "<on_crash>coredump-destroy</on_crash><devices><watchdog action='dump'/>")
+    text = text.replace("<os ", "<memoryBacking><source type='file'/></memoryBacking><os ")
+    root = etree.fromstring(isolated(text, "Web01-rehearsal", NEW, ["/o/a.qcow2"], None))
+    assert (root.findtext("on_crash"), root.find("devices/watchdog").get("action")) == ("destroy", "reset")
+    assert root.find("memoryBacking") is None
+
+
 def test_its_tpm_leaves_nothing_behind() -> None:
     assert rehearsed().find("devices/tpm/backend").get("persistent_state") is None
 
