@@ -186,7 +186,7 @@ class Channel:
                 raise PeerGoneError(f"the connection broke: {error.strerror}") from error
             self.sent_bytes += written
             if pace is not None:
-                self.waited_seconds += pace.wait(written)
+                self.waited_seconds += pace.wait(written, self._check)
             while parts and written >= len(parts[0]):
                 written -= len(parts.pop(0))
             if written:
@@ -206,7 +206,7 @@ class Channel:
                 raise PeerGoneError()
             self.received_bytes += count
             if self.pace_in is not None:
-                self.pace_in.wait(count)
+                self.pace_in.wait(count, self._check)
             into = into[count:]
 
     def _wait(self, fd: int, event: int) -> None:

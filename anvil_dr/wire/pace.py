@@ -15,6 +15,7 @@ class Pace:
     """
 
     _CREDIT_SECONDS = 0.2
+    _LOOK_SECONDS = 1.0
 
     def __init__(
         self,
@@ -29,13 +30,18 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = clock()
 
-    def wait(self, size_bytes: int) -> float:
-        """Return when `size_bytes` may be let through; the seconds that this took."""
+    def wait(self, size_bytes: int, look: Callable[[], None] = lambda: None) -> float:
+        """Return when `size_bytes` may be let through; the seconds that this took.
+
+        `look` is called at least once a second meanwhile. What it raises ends the wait.
+        """
         with self._lock:
             now = self._clock()
             start = max(self._free_at, now - self._CREDIT_SECONDS)
             self._free_at = start + size_bytes / self.rate_bytes
-        if start <= now:
-            return 0.0
-        self._sleep(start - now)
-        return start - now
+        left = waited = max(0.0, start - now)
+        while left > 0:
+            look()
+            self._sleep(min(left, self._LOOK_SECONDS))
+            left -= self._LOOK_SECONDS
+        return waited

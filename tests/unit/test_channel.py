@@ -293,3 +293,23 @@ def test_a_pause_is_not_made_up_for_later() -> None:
         pace.wait(100)
         sent += 100
     assert sent <= 1000 * 10 * 1.05
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_whoever_waits_for_a_low_limit_notices_within_a_second_that_the_session_is_over(
+    ends: Tuple[Channel, socket.socket], direction: str
+) -> None:
+    channel, peer = ends
+    clock = Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        channel.abandon()
+
+    pace = Pace(10, clock=clock, sleep=sleep)
+    pace.wait(64 << 10)
+    channel.pace = channel.pace_in = pace
+    peer.sendall(FRAME_HEADER.pack(Kind.HELLO, 0))
+    with pytest.raises(PeerGoneError):
+        channel.send(Kind.PING) if direction == "out" else channel.receive(frame_buffer())
+    assert clock.now <= 1
