@@ -20,6 +20,7 @@ DEFAULT_PATH: Final = "/etc/anvil-dr/target.yaml"
 
 _RATE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))?\s?([KMGT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_LEAST_RATE: Final = 1024
 _DURATION = re.compile(r"([0-9]{1,9})\s?([smhd]?)", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # lvm(8), VALID NAMES; a name is at most 127 characters.
@@ -165,8 +166,9 @@ def parse_rate(text: str) -> int:
     whole, fraction, unit = match.groups()
     factor = _FACTORS[unit.upper()]
     rate = int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
-    if not rate and (int(whole) or int(fraction or 0)):
-        raise UsageError(f"not a rate: {text!r} is less than one byte a second")
+    if rate < _LEAST_RATE and (int(whole) or int(fraction or 0)):
+        # A unit was forgotten, most likely. A server is off for as long as its image takes.
+        raise UsageError(f"not a rate: {text!r} is less than 1K a second; is M missing after it, as in 10M?")
     return rate
 
 

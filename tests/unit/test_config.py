@@ -264,6 +264,12 @@ def test_what_is_not_a_rate_is_refused(text: str) -> None:
         config.parse_rate(text)
 
 
+@pytest.mark.parametrize("text", ["10", "1023", "0.5K"])
+def test_a_rate_whose_unit_was_forgotten_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="not a rate: .* less than 1K a second; is M missing"):
+        config.parse_rate(text)
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_either_a_configuration_or_a_config_error(text: str) -> None:
     try:
