@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Dict, Mapping, Optional, Tuple
+from contextlib import contextmanager
+from typing import Callable, ContextManager, Dict, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr.caching import cached_copy, cached_sets, caching
 from anvil_dr.caching.blame import blamed_on, known_as
@@ -29,12 +30,12 @@ log = logging.getLogger(__name__)
 class CachedDisk:
     """The dialogue about one disk whose image is on a cache drive. What fails there names the drive."""
 
-    def __init__(self, dialogue: DiskReceiver, folder: CacheFolder) -> None:
-        self._dialogue, self._folder = dialogue, folder
+    def __init__(self, dialogue: DiskReceiver, use: Callable[[], ContextManager[None]]) -> None:
+        self._dialogue, self._use = dialogue, use
 
     def handle(self, kind: Kind, content: memoryview) -> None:
         """Raise CacheDriveError for what the drive did; else as DiskReceiver.handle."""
-        with blamed_on(self._folder):
+        with self._use():
             self._dialogue.handle(kind, content)
 
 
@@ -58,7 +59,7 @@ class CachedReceiver(ServerReceiver):
         present = admission.server_sets(target, server)
         admission.check_images_free(target, [image for one in present for image in one.images])
         for offer in self._offer.disks:
-            with blamed_on(self._folders[offer.name]):
+            with self._using(offer.name):
                 self._begin_image(offer, self._folders[offer.name])
         newest = sets.newest_complete(present)
         for image in newest.images if newest else ():
@@ -71,20 +72,20 @@ class CachedReceiver(ServerReceiver):
         folder = self._folders.get(name)
         if folder is None:
             return super().disk(name, window)
-        folder.check()
-        with blamed_on(folder):
+        with self._using(name):
+            folder.check()
             dialogue = super().disk(name, window)
         log.info("disk goes to a cache drive server=%s disk=%s device=%s", self._offer.name, name, folder.drive.device)
-        return CachedDisk(dialogue, folder)  # type: ignore[return-value]
+        return CachedDisk(dialogue, lambda: self._using(name))  # type: ignore[return-value]
 
     def disk_done(self, name: str, digest: str) -> DiskDone:
         """End the current disk. Raise DigestMismatchError, CacheDriveError."""
         folder = self._folders.get(name)
         if folder is None:
             return super().disk_done(name, digest)
-        with blamed_on(folder):
+        with self._using(name):
             done = super().disk_done(name, digest)
-        folder.check()
+            folder.check()
         return done
 
     def complete(self) -> Tuple[str, str, bool, Tuple[str, ...]]:
@@ -96,8 +97,9 @@ class CachedReceiver(ServerReceiver):
         self._refuse_if_unfinished()
         self._refuse_if_activated()
         server, target = self._offer.name, self._target
-        for folder in self._folders.values():
-            folder.check()
+        for disk, folder in self._folders.items():
+            with self._using(disk):
+                folder.check()
         cached = CachedSet(
             server,
             self._source,
@@ -117,6 +119,17 @@ class CachedReceiver(ServerReceiver):
         for disk, image in self._images.items():
             self._name_complete(self._folders[disk], image)
         return cached.received_at, os.path.join(target.config.definitions, f"{server}.xml"), False, ()
+
+    @contextmanager
+    def _using(self, disk: str) -> Iterator[None]:
+        """What its drive does wrong is the drive's fault, and it will be the last to be used from then on."""
+        folder = self._folders[disk]
+        try:
+            with blamed_on(folder):
+                yield
+        except CacheDriveError:
+            self._target.failing_drives.add(folder.drive.identity)
+            raise
 
     def _places(self, stay: Tuple[CachedSet, ...]) -> Mapping[str, CacheDrive]:
         """Where its images go. Drives that did not give back what waits on them come last."""

@@ -92,6 +92,7 @@ def _look(
 ) -> Tuple[Tuple[CacheDrive, ...], _Present, List[str]]:
     """The drives that can be used; what of these servers lies on them already; and what is wrong with the others.
 
+    Drives that failed in a job come last.
     With `copied_first`, what waits there of these servers will have been copied and freed when they need the room.
     """
     if target.cache_drives is None:
@@ -119,6 +120,11 @@ def _look(
         except (StoreError, OSError) as error:
             log.warning("cache drive is not used device=%s error=%s", drive.device, error)
             problems.append(str(error))
+    sound = [drive for drive in drives if drive.identity not in target.failing_drives]
+    if sound:
+        # What lies on the others in part is not worth to go there again.
+        present = {owner: where for owner, where in present.items() if where[0] not in target.failing_drives}
+    drives.sort(key=lambda drive: drive.identity in target.failing_drives)
     return tuple(drives), present, problems
 
 

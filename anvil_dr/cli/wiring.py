@@ -114,6 +114,7 @@ def cache_at_work(target: Target) -> Iterator[None]:
 
 
 def _came(target: Target, device: str) -> None:
+    target.failing_drives.clear()
     _resume(target)
     _logged(lambda: carry_in.notice(target, device))
 

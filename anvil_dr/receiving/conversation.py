@@ -89,9 +89,12 @@ class Conversation:
     def send(self, message: Message) -> None:
         self._channel.send(message.kind, message.encode())
 
-    def fail(self, server: str, error: AnvilDrError, most_bytes: int) -> None:
-        """Tell that a server failed; drop what was under way, `most_bytes` of it, until the node has understood."""
-        self.send(ServerFailed(server, error.code, str(error)))
+    def fail(self, server: str, error: AnvilDrError, most_bytes: int, *, again: bool = False) -> None:
+        """Tell that a server failed, and whether it may begin again.
+
+        Drop what was under way, `most_bytes` of it, until the node has understood.
+        """
+        self.send(ServerFailed(server, error.code, str(error), again))
         while True:
             try:
                 most_bytes -= len(self.next()[1])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Dict, List, Sequence, Tuple
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from anvil_dr.activation import nodes
 from anvil_dr.activation.life_signs import Node
@@ -15,7 +16,7 @@ from anvil_dr.caching import cached_copy, caching
 from anvil_dr.caching.cache_plan import CachePlan
 from anvil_dr.caching.cached_receive import CachedReceiver
 from anvil_dr.caching.cached_sets import CachedSet
-from anvil_dr.errors import AnvilDrError, ProtocolError
+from anvil_dr.errors import AnvilDrError, CacheDriveError, ProtocolError
 from anvil_dr.model import JobRecord
 from anvil_dr.receiving import admission, announcement
 from anvil_dr.receiving.conversation import Aborted, Conversation
@@ -47,6 +48,18 @@ from anvil_dr.words import printable
 
 log = logging.getLogger(__name__)
 
+_MOST_ATTEMPTS = 4
+"""At one server, on as many cache drives; its node keeps it off meanwhile."""
+
+
+@dataclass
+class _Attempt:
+    """How it went, the last time; and what was written in all."""
+
+    error: str = ""
+    written_bytes: int = 0
+    number: int = 0
+
 
 class IncomingJob:
     """A job that was announced, until its end."""
@@ -66,6 +79,8 @@ class IncomingJob:
         self._cache = CachePlan()
         self._cached: Dict[str, CachedSet] = {}
         """Servers whose sets are complete on cache drives, and have to be copied to the store."""
+        self._begun: Optional[str] = None
+        """What the node has begun already, though nobody has waited for it yet."""
         self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
 
     def run(self, job: Job) -> bool:
@@ -91,7 +106,8 @@ class IncomingJob:
                         self._copy_now(offer.name)
                     if offer.name not in self._cached:
                         self._target.vacate(offer.name, self._id)
-            self._conversation.take(Kind.JOB_END)
+            if self._next_begun():
+                raise ProtocolError(f"{Kind.SERVER_BEGIN.name} came where {Kind.JOB_END.name} was due")
             failed = tuple(offer.name for offer in job.servers if offer.name not in done)
             self._conversation.send(JobDone(tuple(done), failed))
             log.info("job ended job=%s succeeded=%s failed=%s", self._id, ",".join(done), ",".join(failed))
@@ -180,49 +196,93 @@ class IncomingJob:
     # — one server —
 
     def _server(self, offer: ServerOffer, progress: JobProgress) -> bool:
-        begin = self._conversation.expect(ServerBegin)
-        if begin.server != offer.name:
-            raise ProtocolError(f"server {begin.server!r} began where {offer.name!r} was due")
+        begun = self._next_begun()
+        if not begun:
+            raise ProtocolError(f"{Kind.JOB_END.name} came where {Kind.SERVER_BEGIN.name} was due")
+        if begun != offer.name:
+            raise ProtocolError(f"server {begun!r} began where {offer.name!r} was due")
         started_at = self._target.now()
         self._target.state.job_started(JobRecord(self._id, offer.name, self._node, "running", started_at))
         nodes.remember(self._target.config.state, offer.name, Node(self._node, self._address, started_at))
-        before = self._channel.wire_bytes
-        kind = CachedReceiver if offer.name in self._cache.servers else ServerReceiver
-        receiver = kind(self._target, self._channel, self._digester, self._id, self._node, offer)
-        progress.current_bytes = receiver.done_bytes
-        error = "the service failed in a way nobody foresaw; its log says more"
+        before, attempt = self._channel.wire_bytes, _Attempt()
         try:
-            with self._conversation.about(offer.name):
-                done = self._receive(receiver, offer, before, progress)
-            error = ""
-            self._conversation.send(done)
-        except Aborted as aborted:
-            error = f"the node gave up: {aborted.message.message}"
-            self._conversation.send(ServerFailed(offer.name, aborted.message.code, aborted.message.message))
-        except ProtocolError as broken:
-            # Once its set is complete it has succeeded, whether or not the node could be told.
-            error = error and str(broken)
-            raise
-        except AnvilDrError as failed:
-            error = str(failed)
-            self._give_up(offer, failed)
+            while self._attempt(offer, before, progress, attempt):
+                log.info("server may begin again job=%s server=%s because=%s", self._id, offer.name, attempt.error)
+                if not self._begins_again(offer.name):
+                    break
         finally:
-            receiver.close()
-            self._target.drop_firmware(self._id, offer.name)
-            if isinstance(receiver, CachedReceiver) and receiver.cached is not None:
-                self._cached[offer.name] = receiver.cached
-            wire_bytes = self._channel.wire_bytes - before
+            wire_bytes, error = self._channel.wire_bytes - before, attempt.error
             self._target.state.job_finished(
                 JobRecord(
                     self._id, offer.name, self._node, "failed" if error else "succeeded", started_at,
-                    self._target.now(), error or None, wire_bytes, receiver.written_bytes,
+                    self._target.now(), error or None, wire_bytes, attempt.written_bytes,
                 )
             )  # fmt: skip
             log.info(
                 "server ended job=%s server=%s state=%s wire_bytes=%d written_bytes=%d error=%r",
-                self._id, offer.name, "failed" if error else "succeeded", wire_bytes, receiver.written_bytes, error,
+                self._id, offer.name, "failed" if error else "succeeded", wire_bytes, attempt.written_bytes, error,
             )  # fmt: skip
-        return not error
+        return not attempt.error
+
+    def _attempt(self, offer: ServerOffer, before: int, progress: JobProgress, attempt: _Attempt) -> bool:
+        """Receive it once. True if it failed, and the node knows that it may begin again."""
+        kind = CachedReceiver if offer.name in self._cache.servers else ServerReceiver
+        receiver = kind(self._target, self._channel, self._digester, self._id, self._node, offer)
+        progress.current_bytes = receiver.done_bytes
+        attempt.number += 1
+        attempt.error = "the service failed in a way nobody foresaw; its log says more"
+        try:
+            with self._conversation.about(offer.name):
+                done = self._receive(receiver, offer, before, progress)
+            attempt.error = ""
+            self._conversation.send(done)
+        except Aborted as aborted:
+            attempt.error = f"the node gave up: {aborted.message.message}"
+            self._conversation.send(ServerFailed(offer.name, aborted.message.code, aborted.message.message))
+        except ProtocolError as broken:
+            # Once its set is complete it has succeeded, whether or not the node could be told.
+            attempt.error = attempt.error and str(broken)
+            raise
+        except AnvilDrError as failed:
+            attempt.error = str(failed)
+            on_cache = isinstance(failed, CacheDriveError) and attempt.number < _MOST_ATTEMPTS
+            again = on_cache and self._fits_elsewhere(offer)
+            self._give_up(offer, failed, again)
+            return again
+        finally:
+            receiver.close()
+            self._target.drop_firmware(self._id, offer.name)
+            attempt.written_bytes += receiver.written_bytes
+            if isinstance(receiver, CachedReceiver) and receiver.cached is not None:
+                self._cached[offer.name] = receiver.cached
+        return False
+
+    def _fits_elsewhere(self, offer: ServerOffer) -> bool:
+        """True if there are drives with room for it that have not failed."""
+        try:
+            return bool(caching.places(self._target, offer, self._target.failing_drives))
+        except AnvilDrError as error:
+            log.info("server fits on no other drive server=%s reason=%s", offer.name, error)
+            return False
+
+    def _next_begun(self) -> str:
+        """The server that begins now; empty if none does any more."""
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return begun
+        kind, content = self._conversation.next()
+        if kind is Kind.JOB_END:
+            return ""
+        if kind is not Kind.SERVER_BEGIN:
+            raise ProtocolError(f"{kind.name} came where {Kind.SERVER_BEGIN.name} was due")
+        return decode(ServerBegin, content).server
+
+    def _begins_again(self, server: str) -> bool:
+        """True if that is what the node does; otherwise it goes on, and what it said is kept."""
+        begun = self._next_begun()
+        if begun != server:
+            self._begun = begun
+        return begun == server
 
     def _receive(
         self, receiver: ServerReceiver, offer: ServerOffer, before: int, progress: JobProgress
@@ -272,10 +332,10 @@ class IncomingJob:
             content += part
         receiver.firmware(name, bytes(content))
 
-    def _give_up(self, offer: ServerOffer, error: AnvilDrError) -> None:
+    def _give_up(self, offer: ServerOffer, error: AnvilDrError, again: bool) -> None:
         log.warning("server failed job=%s server=%s code=%s error=%s", self._id, offer.name, error.code, error)
         # What a node may have sent before it hears of this: its firmware state, and the segments of the window.
         firmware_bytes = MAX_FIRMWARE_BYTES if offer.firmware else 0
         under_way_bytes = firmware_bytes + (self._target.window + 2) * SEGMENT_BYTES
         with self._conversation.about(offer.name):
-            self._conversation.fail(offer.name, error, under_way_bytes)
+            self._conversation.fail(offer.name, error, under_way_bytes, again=again)

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from anvil_dr.config import Config
 from anvil_dr.errors import ServerBusyError, ServiceError
@@ -65,6 +65,8 @@ class Target:
         self.config, self.store, self.state, self.now, self.window = config, store, state, now, window
         self.cache_drives = cache_drives
         """None: they are not looked for."""
+        self.failing_drives: Set[str] = set()
+        """Identities of cache drives that have failed in a job since one was plugged in: the last to be used."""
         self.stopping = threading.Event()
         """Set when what runs without a session is to end soon."""
         self.background: List[threading.Thread] = []

@@ -228,13 +228,9 @@ class JobSender:
 
     def _accepted(self, server: OutgoingServer, warnings: Tuple[str, ...]) -> ServerOutcome:
         self._observer.server_begun(server.name)
-        self._send(ServerBegin(server.name))
         try:
-            ready = self._expect(ServerReady)
-            warnings = _once(warnings + ready.warnings)
             with ExitStack() as off:
-                off.enter_context(server.keep_off())
-                self._send_server(server, {disk.name: disk.compare for disk in ready.disks})
+                warnings = self._sent(server, warnings, off)
             self._send(ServerEnd(server.name))
             done = self._expect(ServerDone)
         except _Refused as refused:
@@ -249,6 +245,26 @@ class JobSender:
             self._drain_until_failed()
             return ServerOutcome(server.name, error, None, warnings)
         return ServerOutcome(server.name, None, done, _once(warnings + done.warnings))
+
+    def _sent(self, server: OutgoingServer, warnings: Tuple[str, ...], off: ExitStack) -> Tuple[str, ...]:
+        """Send its disks, as often as the target can take them elsewhere. Returns the warnings."""
+        is_off = False
+        while True:
+            self._send(ServerBegin(server.name))
+            try:
+                ready = self._expect(ServerReady)
+                warnings = _once(warnings + ready.warnings)
+                if not is_off:
+                    off.enter_context(server.keep_off())
+                    is_off = True
+                self._send_server(server, {disk.name: disk.compare for disk in ready.disks})
+                return warnings
+            except _Refused as refused:
+                if not refused.again or refused.told or refused.cause is not None:
+                    raise
+                self._send(ServerAbort(server.name, refused.code, str(refused)))
+                log.warning("server is sent again server=%s because=%s", server.name, refused)
+                warnings = _once((*warnings, f"it was sent again, to another drive: {refused}"))
 
     def _send_server(self, server: OutgoingServer, compare: Mapping[str, bool]) -> None:
         self._send_firmware(server)
@@ -333,7 +349,7 @@ class JobSender:
         kind, content = self._channel.receive(self._buffer)
         if kind is Kind.SERVER_FAILED:
             failed = decode(ServerFailed, content)
-            raise _Refused(failed.code, failed.message)
+            raise _Refused(failed.code, failed.message, failed.again)
         if kind is Kind.ERROR:
             error = decode(Error, content)
             raise RemoteError(error.code, error.message)
@@ -352,8 +368,8 @@ class JobSender:
 class _Refused(Exception):
     """The target failed the current server. `cause` is what this end knows better; `told` if it gave up first."""
 
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
+    def __init__(self, code: str, message: str, again: bool = False) -> None:
+        self.code, self.again = code, again
         self.cause: Optional[AnvilDrError] = None
         self.told = False
         super().__init__(message)

@@ -22,7 +22,8 @@ object; the others carry the packed records of bulk.py. N is the node, T the tar
     T JOB_DONE        servers that succeeded and failed
 
 Either end gives up one server, not the job: T with SERVER_FAILED, N with SERVER_ABORT. Whoever hears the
-one answers with the other; frames about the server's disks that were under way are dropped. ERROR ends
+one answers with the other; frames about the server's disks that were under way are dropped. T may say that the
+server can begin `again`, on another cache drive; a node that doesn't know of it goes on with the next one. ERROR ends
 the session. PING may come at any time and means nothing but "still here". A program on the box itself may say IMPORT
 behind HELLO, for what was carried in on a drive, and hears IMPORTED at the end.
 
@@ -273,6 +274,8 @@ class ServerFailed(Message):
     server: str
     code: str
     message: str
+    again: bool = False
+    """True if SERVER_BEGIN may come for it once more, at once: what failed will not be used for it again."""
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,29 @@ class FailingImage:
         raise ImageIOError(self._image.path, offset_bytes, "read", "Input/output error")
 
 
+class ReadOnlyImage(FailingImage):
+    """A port Image that takes no writes."""
+
+    def read_into(self, offset_bytes: int, buffer: memoryview) -> None:
+        self._image.read_into(offset_bytes, buffer)
+
+    def write(self, offset_bytes: int, data: memoryview) -> None:
+        raise ImageIOError(self._image.path, offset_bytes, "write", "Input/output error")
+
+
 class SmallStore(DirectoryStore):
     """A directory that has only so much room, and files of which nothing can be read."""
 
-    def __init__(self, folder: Path, owners: OwnerSource, size_bytes: int, unreadable: List[int]) -> None:
+    def __init__(self, folder: Path, owners: OwnerSource, size_bytes: int, unreadable: List[int],
+                 *, writable: bool = True) -> None:  # fmt: skip
         super().__init__(str(folder), owners)
         self._folder, self._size_bytes, self._unreadable = folder, size_bytes, unreadable
+        self._takes_writes = writable
 
     def open(self, image: StoredImage, *, writable: bool) -> Any:
         opened = super().open(image, writable=writable)
+        if writable and not self._takes_writes:
+            return ReadOnlyImage(opened)
         return FailingImage(opened) if os.stat(image.path).st_ino in self._unreadable else opened
 
     def remove(self, image: StoredImage) -> None:
@@ -80,6 +94,8 @@ class FolderDrives:
     owners: Optional[OwnerSource] = None
     unreadable: List[int] = field(default_factory=list)
     """Inodes."""
+    unwritable: List[str] = field(default_factory=list)
+    """Devices that give EIO for every write."""
     mounted: Dict[str, str] = field(default_factory=dict)
     """Where somebody has mounted them."""
 
@@ -106,7 +122,8 @@ class FolderDrives:
         folder = self.folder(drive.device)
         self.in_use.append(drive.device)
         try:
-            store = SmallStore(folder, self.owners, self.sizes[drive.device], self.unreadable)
+            store = SmallStore(folder, self.owners, self.sizes[drive.device], self.unreadable,
+                               writable=drive.device not in self.unwritable)  # fmt: skip
             yield FolderInUse(drive, str(folder), store, self)
         finally:
             self.in_use.remove(drive.device)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import List
+from typing import Iterator, List, Tuple
 
 import pytest
 
 from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.errors import PeerGoneError
 from anvil_dr.model import INCOMPLETE
+from anvil_dr.sending import send
+from anvil_dr.sending.send import JobSender
+from anvil_dr.wire.protocol import Kind
 from tests.doubles.caching_box import MIB, CachingBox, noise, two_disks, wait
 from tests.doubles.dr_box import Quiet
 
@@ -241,3 +245,65 @@ def test_no_drive_is_used_where_more_copies_are_kept(tmp_path: Path) -> None:
         assert {image.sequence for image in target.store.images()} == {1, 2}
         assert INCOMPLETE not in {image.sequence for image in target.store.images()}
     assert two.drives.checks == 0
+
+
+class OldSender(JobSender):
+    """A node that does not know that a server may begin again."""
+
+    def _next(self) -> Tuple[Kind, memoryview]:
+        try:
+            return super()._next()
+        except send._Refused as refused:
+            refused.again = False
+            raise
+
+
+def test_a_drive_that_fails_is_left_for_another_in_the_same_job_and_the_server_stays_off(tmp_path: Path) -> None:
+    both = CachingBox(tmp_path, {"/dev/sdb": 64 * MIB, "/dev/sdc": 32 * MIB}, ["Web01"])
+    both.drives.unwritable.append("/dev/sdb")
+    both.change(1)
+    shut_down: List[bool] = []
+
+    @contextmanager
+    def off() -> Iterator[None]:
+        shut_down.append(True)
+        yield
+
+    with both.box.running() as target:
+        (outcome,) = both.box.send(replace(both.nodes["Web01"].outgoing(), keep_off=off)).servers
+        wait(target)
+        assert outcome.error is None and both.stored(1)
+        assert any("/dev/sdb" in warning and "sent again" in warning for warning in outcome.warnings)
+        assert shut_down == [True]
+        assert target.state.last_jobs()["Web01"].state == "succeeded"
+        both.change(2)
+        (outcome,) = both.box.send(both.nodes["Web01"].outgoing()).servers
+        wait(target)
+        assert outcome.warnings == () and both.stored(2), "it is not tried first any more"
+
+
+def test_where_every_drive_fails_the_server_fails_with_the_last_one_named(tmp_path: Path) -> None:
+    both = CachingBox(tmp_path, {"/dev/sdb": 64 * MIB, "/dev/sdc": 32 * MIB}, ["Web01"])
+    both.drives.unwritable += ["/dev/sdb", "/dev/sdc"]
+    both.change(1)
+    with both.box.running() as target:
+        (error,) = both.send()
+        assert "/dev/sdc" in str(error) and both.stored(0)
+        both.drives.unwritable.clear()
+        assert both.send() == [None]
+        wait(target)
+        assert both.stored(1)
+
+
+def test_an_older_node_goes_on_with_its_next_server(tmp_path: Path) -> None:
+    both = CachingBox(tmp_path, {"/dev/sdb": 64 * MIB, "/dev/sdc": 32 * MIB}, ["Web01", "Db01"])
+    both.drives.unwritable.append("/dev/sdb")
+    both.change(1)
+    with both.box.running() as target:
+        channel = both.box.connect()
+        sender = OldSender(channel, node="old", observer=Quiet(), compress=False)
+        outcome = sender.run("nightly", tuple(node.outgoing() for node in both.nodes.values()))
+        channel.close()
+        wait(target)
+        assert [one.error is None for one in outcome.servers] == [False, True]
+        assert "/dev/sdb" in str(outcome.servers[0].error)
