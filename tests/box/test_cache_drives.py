@@ -84,6 +84,15 @@ def drives() -> None:
     run("udevadm", "trigger", "--settle", "--action=change", "--subsystem-match=block")
 
 
+def put_luks_header(device: str) -> None:
+    """What blkid knows a LUKS container by (cryptsetup's LUKS1 format): magic, version, UUID."""
+    header = bytearray(592)
+    header[:8] = b"LUKS\xba\xbe\x00\x01"
+    header[168:204] = b"5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
+    with open(device, "r+b") as file:
+        file.write(header)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> RealCacheDrives:
     return RealCacheDrives(
@@ -124,6 +133,37 @@ def test_drives_are_found_largest_first_and_by_device_path_and_nothing_is_left_m
 )
 def test_what_is_no_cache_drive_says_why(cache: RealCacheDrives, device: str, reason: str) -> None:
     assert reason in str(found(cache)[device].problem)
+
+
+def test_a_luks_container_is_left_alone(cache: RealCacheDrives) -> None:
+    put_luks_header(f"{PARTITIONED}2")
+    run("udevadm", "trigger", "--settle", "--action=change", f"--name-match={PARTITIONED}2")
+    try:
+        before = digest(f"{PARTITIONED}2")
+        assert "LUKS container" in str(found(cache)[f"{PARTITIONED}2"].problem)
+        assert digest(f"{PARTITIONED}2") == before
+    finally:
+        run("wipefs", "-q", "-a", f"{PARTITIONED}2")
+        run("udevadm", "trigger", "--settle", "--action=change", f"--name-match={PARTITIONED}2")
+
+
+def test_a_volume_of_another_group_is_used_where_it_is_mounted_and_the_store_s_own_never(
+    cache: RealCacheDrives,
+) -> None:
+    with mounted("/dev/other_vg/Web01_Web01_0_1", "/mnt/other"):
+        drive = found(cache)["/dev/dm-1"]
+        assert (drive.problem, drive.mountpoint) == (None, "/mnt/other")
+        with cache.use(drive) as used:
+            assert used.folder == "/mnt/other"
+    with mounted("/dev/dr01_vg0/Web01_Web01_0_1", "/mnt/own"):
+        assert "a volume of the store" in str(found(cache)["/dev/dm-0"].problem)
+
+
+def test_a_mount_that_became_read_only_is_not_used(cache: RealCacheDrives) -> None:
+    with mounted(EXT4, "/mnt/usb"):
+        assert found(cache)[EXT4].problem is None
+        run("mount", "-o", "remount,ro", "/mnt/usb")
+        assert "mounted read-only on /mnt/usb" in str(found(cache)[EXT4].problem)
 
 
 @pytest.mark.parametrize("device", [EXT4, EXT3, XFS, BTRFS, VFAT])
