@@ -129,6 +129,7 @@ def _import(target: Target, drive: CacheDrive, server: CarriedServer, job_id: st
     admission.check_server(target, offer, ("*",))
     target.occupy(server.name, job_id)
     try:
+        admission.claim_names(target, offer)
         cached = _cached(target, drive, server)
         if sets.has_one_as_new(admission.server_sets(target, server.name), cached.job_id, cached.received_at):
             return False
