@@ -41,11 +41,6 @@ def tmp_path(request: pytest.FixtureRequest) -> Iterator[Path]:
         yield Path(folder)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # In a guest there is no xdist, whose marker this is.
-    config.addinivalue_line("markers", "xdist_group(name): on one worker")
-
-
 def in_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("true", "1")
 

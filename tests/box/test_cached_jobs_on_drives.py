@@ -4,10 +4,13 @@ written to, and volume groups that are none the worse for it."""
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import threading
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional
 
@@ -15,15 +18,20 @@ import pytest
 
 from anvil_dr import command
 from anvil_dr.cache.watch import DriveWatch
-from anvil_dr.caching import cached_copy
+from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.cli import wiring
 from anvil_dr.errors import AnvilDrError
-from anvil_dr.receiving.target import Target
+from anvil_dr.receiving.target import Target, utc_now
+from anvil_dr.sending.to_drive import DriveSender
+from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 pytestmark = pytest.mark.in_guest(drives=("200M", "128M"), memory="768M")
 
 MIB = 1 << 20
+PULLS, PARTS = 5, 4
+"""In each part, and in how many: twenty in all."""
+SEED = int(os.environ.get("ANVIL_DR_SEED") or random.SystemRandom().randrange(1 << 32))
 RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
 CORE = Path("/sys/kernel/config/target/core/iblock_0/cache1")
 PORT = Path("/sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1")
@@ -138,33 +146,94 @@ def test_a_set_goes_through_the_drive_which_is_unmounted_afterwards(box: DrBox, 
         assert drive.contents == () and "USBDRIVE" in drive.model
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_drive_that_is_pulled_at_any_moment_costs_no_set_and_the_next_job_works(
-    box: DrBox, tmp_path: Path, seed: int
+@contextmanager
+def pulled_after(delay_seconds: float) -> Iterator[None]:
+    """Pull the drive so long after the beginning, or else at the end."""
+    puller = threading.Timer(delay_seconds, pull)
+    puller.start()
+    try:
+        yield
+    finally:
+        puller.join()
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_drive_that_is_pulled_at_twenty_moments_costs_no_set_and_the_next_job_works(
+    box: DrBox, tmp_path: Path, part: int
 ) -> None:
-    web = Node(tmp_path / "node", disks=disks(0))
+    """When it is pulled comes from a seed, which is printed; the same one in ANVIL_DR_SEED does the same again."""
+    print(f"ANVIL_DR_SEED={SEED}")
+    web, moments = Node(tmp_path / "node", disks=disks(0)), random.Random(SEED + part)
+    failed: List[int] = []
     with box.running() as target:
         assert send(box, web) is None
-        device = plug()
-        web.disks = disks(1)
-        delay = random.Random(seed).uniform(0.05, 4.0)
-        puller = threading.Timer(delay, pull)
-        puller.start()
-        error = send(box, web)
-        wait(target)
-        puller.join()
-        if error is not None:
-            assert device in str(error) or "cache drive" in str(error), error
-            assert stored(target, 0), "the store is as it was"
         plug()
-        for thread in cached_copy.resume(target):
-            thread.join()
-        if error is None:
-            assert stored(target, 1)
-        web.disks = disks(2)
+        web.disks = disks(1)
+        began = time.monotonic()
         assert send(box, web) is None
         wait(target)
-        assert stored(target, 2)
+        whole_seconds, good = time.monotonic() - began, 1
+        assert stored(target, 1)
+        for number in range(2, PULLS + 2):
+            where = f"pull {number - 1} of ANVIL_DR_SEED={SEED}"
+            web.disks = disks(number)
+            with pulled_after(moments.uniform(0, whole_seconds)):
+                error = send(box, web)
+                wait(target)
+            if error is None:
+                good = number
+            else:
+                failed.append(number)
+                assert "cache drive" in str(error), (where, error)
+                assert stored(target, good), f"the store is not as it was: {where}"
+            plug()
+            for thread in cached_copy.resume(target):
+                thread.join()
+            assert stored(target, good), f"a set was lost: {where}"
+            assert cached_sets.all_of_them(target.config.state) == (), where
+        web.disks = disks(99)
+        assert send(box, web) is None
+        wait(target)
+        assert stored(target, 99)
+    print(f"{len(failed)} of {PULLS} pulls failed their job")
+
+
+def test_what_was_carried_in_is_noticed_and_taken_when_its_drive_is_plugged_in(
+    box: DrBox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    web = Node(tmp_path / "node", disks=disks(5))
+    drive = Path("/mnt/at-node")
+    drive.mkdir(exist_ok=True)
+    run("mount", plug(), str(drive))
+    try:
+        writer = DriveSender(
+            str(drive), lambda folder, owners: DirectoryStore(folder, owners, file_system=os.stat(folder).st_dev),
+            node="an-a05n01", observer=Quiet(), now=utc_now,
+        )  # fmt: skip
+        (outcome,) = writer.run("by car", (web.outgoing(),)).servers
+        assert outcome.error is None
+    finally:
+        run("umount", str(drive))
+        pull()
+    with caplog.at_level(logging.INFO), box.running() as target:
+        target.config = replace(target.config, auto_import=True)
+        with wiring.cache_at_work(target):
+            device = plug()
+            deadline = time.monotonic() + 120
+            while not target.state.set_records("Web01"):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            wait(target)
+            assert stored(target, 5)
+            assert target.cache_drives is not None
+            (found,) = [one for one in target.cache_drives.survey() if one.problem is None]
+            assert len(found.carries) == 1
+    (line,) = [message for message in caplog.messages if message.startswith("a drive brings images")]
+    assert f"anvil-dr-import {device}" in line and "USBDRIVE" in line and "serial=''" not in line
+    run("mount", device, str(drive))
+    for path in [*drive.glob("*.raw"), *drive.glob("*.json")]:
+        path.unlink()
+    run("umount", str(drive))
 
 
 def test_drives_that_come_and_go_are_in_the_log_with_model_and_serial(caplog: pytest.LogCaptureFixture) -> None:
