@@ -18,13 +18,13 @@ Pure: touches nothing. The rules:
 - Only success removes sets above N.
 
 A plan is made once, bound to the images (`bind`), journaled, and carried out. The names alone don't say how far it
-came: what a plan leaves can look like what it began with. The identities do (`remaining`).
+came: what a plan leaves can look like what it began with. The identities do (`remaining`, `withdrawal`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Collection, Counter, Dict, Iterable, List, Mapping, Tuple, TypeVar
+from typing import Collection, Counter, Dict, Iterable, List, Mapping, Optional, Tuple, TypeVar
 
 from anvil_dr.model import INCOMPLETE, JournalStep, Owner, Removal, Rename, Sequence, SetOnDisk, Step, StoredImage
 
@@ -58,7 +58,11 @@ def plan_overwrite(server: str, sets: Iterable[SetOnDisk], disks: Collection[str
     """With N = 1, the moment before the first byte goes into the store, and before any image is created in it."""
     incomplete, numbered = _sorted(sets)
     begun = any(disk in disks for disk in incomplete)
-    return () if begun or 1 not in numbered else _recycle(server, numbered[1], disks)
+    if begun or 1 not in numbered:
+        return ()
+    steps = _recycle(server, numbered[1], disks)
+    # Nothing moves up into its place, so what cannot be taken back can come last.
+    return (*(one for one in steps if isinstance(one, Rename)), *(one for one in steps if isinstance(one, Removal)))
 
 
 def plan_end(server: str, sets: Iterable[SetOnDisk], disks: Collection[str], copies: int) -> Tuple[Step, ...]:
@@ -152,6 +156,36 @@ def remaining(steps: Iterable[JournalStep], images: Iterable[StoredImage]) -> Tu
         if isinstance(step, Rename):
             now[key] = step.after
     return tuple(left)
+
+
+def withdrawal(
+    steps: Iterable[JournalStep], images: Iterable[StoredImage]
+) -> Optional[Tuple[JournalStep, ...]]:
+    """The steps that take back those of a journaled plan that were taken, last one first; none if none was.
+
+    None instead of a plan if the image of a numbered set was removed: that cannot be taken back. An image that isn't
+    where the plan left it is left alone.
+    """
+    planned, present = tuple(steps), tuple(images)
+    left = remaining(planned, present)
+    now: Dict[Tuple[Owner, str], Sequence] = {(image.owner, image.identity): image.sequence for image in present}
+    back: List[JournalStep] = []
+    for one in reversed([one for one in planned if one not in left]):
+        step, key = one.step, (one.step.owner, one.identity)
+        if isinstance(step, Removal):
+            if step.sequence != INCOMPLETE and key not in now:
+                return None
+        elif now.get(key) == step.after:
+            back.append(replace(one, step=Rename(step.owner, step.after, step.before)))
+    return tuple(back)
+
+
+def begun_removals(steps: Iterable[JournalStep], images: Iterable[StoredImage]) -> Tuple[JournalStep, ...]:
+    """What is left to be removed of sets that lack an image already, because a journaled plan has removed it."""
+    planned = tuple(steps)
+    left = remaining(planned, images)
+    begun = {one.step.sequence for one in planned if one not in left and isinstance(one.step, Removal)}
+    return tuple(one for one in left if isinstance(one.step, Removal) and one.step.sequence in begun)
 
 
 def _sorted(sets: Iterable[SetOnDisk]) -> Tuple[Tuple[str, ...], _Numbered]:

@@ -70,12 +70,15 @@ class SetWriter:
         server, target = self._offer.name, self._target
         with target.names:
             self._refuse_if_activated()
+            cycle.settle(target.store, target.state, server)
             safe = (server,) if self.safe_elsewhere else ()
             plan = admission.plan_servers(target, self._job_id, [self._offer], safe)[server]
             self.warnings = plan.warnings
             for warning in plan.warnings:
                 log.warning("server=%s job=%s %s", server, self._job_id, warning)
-            cycle.carry_out(target.store, target.state, server, "cycle", plan.steps)
+            cycle.carry_out(
+                target.store, target.state, server, "cycle", plan.steps, still_may=self._refuse_if_activated
+            )
             recycled = {i.owner: i for i in cycle.images_of(target.store, server) if i.sequence == INCOMPLETE}
             for allocation in plan.allocations:
                 disk = allocation.owner.disk
@@ -149,7 +152,9 @@ class SetWriter:
             promotion, trim = rotation.split_end(
                 rotation.plan_end(server, known, names, target.config.copies)
             )
-            follower = cycle.carry_out(target.store, target.state, server, "promote", promotion, record)
+            follower = cycle.carry_out(
+                target.store, target.state, server, "promote", promotion, record, still_may=self._refuse_if_activated
+            )
             if follower is None:
                 raise AssertionError("a set with a record is to be published")
             try:

@@ -1,7 +1,8 @@
-"""What start-up finishes: plans that were begun when the machine stopped, and jobs that nobody works on any more.
+"""What start-up resolves: plans that were begun when the machine stopped, and jobs that nobody works on any more.
 
 Touches the store's names, the state and the definitions, through cycle.py and publish.py; removes what a dead process
-was about to put in place. Steps that were taken are not taken again. A plan that can't be finished stops the jobs of
+was about to put in place. What was received is put in place; the start of a job that will not go on is taken back. A
+server that runs, or is marked as activated, is left alone. A plan that can't be finished stops the jobs of
 its server only: it is named in the log and the status, and tried again before that server's next job.
 """
 
@@ -14,7 +15,14 @@ from typing import Optional, Tuple
 
 from anvil_dr import durable
 from anvil_dr.cycling import cycle
-from anvil_dr.errors import DefinitionError, ImageInUseError, NameCollisionError, StateError, StoreError
+from anvil_dr.errors import (
+    DefinitionError,
+    ImageInUseError,
+    NameCollisionError,
+    ServerActivatedError,
+    StateError,
+    StoreError,
+)
 from anvil_dr.model import INCOMPLETE, JobRecord, JournalEntry, Owner, Removal, Step
 from anvil_dr.receiving import publish
 from anvil_dr.receiving.target import Target
@@ -52,7 +60,7 @@ class Recovery:
 
 
 def look(target: Target) -> Tuple[Unfinished, ...]:
-    """What `recover` would finish, oldest first. Changes nothing. Raise StoreError, StateError."""
+    """What `recover` would resolve, oldest first. Changes nothing. Raise StoreError, StateError."""
     return tuple(
         Unfinished(entry, cycle.left_of(target.store, entry), None if entry.readable else entry.failure)
         for entry in target.state.pending()
@@ -60,7 +68,7 @@ def look(target: Target) -> Tuple[Unfinished, ...]:
 
 
 def recover(target: Target) -> Recovery:
-    """Finish every plan in the journal, oldest first, and bring the state in line with what is here.
+    """Resolve every plan in the journal, oldest first, and bring the state in line with what is here.
 
     Raise StoreError or StateError where nothing can be looked at: then nothing may be received.
     """
@@ -75,12 +83,16 @@ def recover(target: Target) -> Recovery:
 
 def _finished(target: Target, one: Unfinished) -> Unfinished:
     entry = one.entry
-    log.warning("finishing what was begun server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)
+    log.warning("resolving what was begun server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)
     try:
-        follower = entry if entry.purpose == "publish" else cycle.finish(target.store, target.state, entry)
+        if one.steps and entry.purpose != "publish":
+            if entry.server in target.state.activations():
+                raise ServerActivatedError(entry.server)
+            _refuse_use(target, entry)
+        follower = entry if entry.purpose == "publish" else cycle.resolve(target.store, target.state, entry)
         if follower is not None:
             _publish(target, follower)
-    except (StoreError, StateError, DefinitionError) as error:
+    except (StoreError, StateError, DefinitionError, ServerActivatedError) as error:
         log.error(
             "what was begun cannot be finished server=%s purpose=%s entry=%d error=%s",
             entry.server, entry.purpose, entry.id, error,
@@ -91,11 +103,15 @@ def _finished(target: Target, one: Unfinished) -> Unfinished:
 
 def _publish(target: Target, entry: JournalEntry) -> None:
     """Not while somebody runs the server, whose variables are its own then; it is tried again at the next start."""
+    _refuse_use(target, entry)
+    publish.publish(target, entry)
+
+
+def _refuse_use(target: Target, entry: JournalEntry) -> None:
     for image in cycle.images_of(target.store, entry.server):
         user = target.store.user(image)
         if user is not None:
             raise ImageInUseError(image.path, user)
-    publish.publish(target, entry)
 
 
 def _claim_what_is_there(target: Target) -> Tuple[Owner, ...]:
@@ -128,10 +144,10 @@ def _sweep(target: Target) -> None:
 def in_words(one: Unfinished) -> Tuple[str, ...]:
     """A plan for people: a line for what it is for, and one for each step that is left."""
     what = {
-        "cycle": "begin a job",
+        "cycle": "take back the start of a job that does not go on",
         "promote": "make what was received the newest set",
         "publish": "put the newest set's definition and UEFI variables in place",
-        "trim": "remove sets that are too many",
+        "trim": "remove what is left of sets that were too many",
     }.get(one.entry.purpose, one.entry.purpose)
     return (f"plan {one.entry.id} of server {one.entry.server}: {what}", *(f"  {_step(step)}" for step in one.steps))
 

@@ -178,7 +178,7 @@ class State:
             connection.execute("UPDATE journal SET failure = ? WHERE id = ?", (failure[:_TEXT_CHARACTERS], entry.id))
 
     def drop(self, entry: JournalEntry) -> None:
-        """Forget a plan without finishing it: what the names say now is right. For the admin to decide."""
+        """Forget a plan without finishing it: what the names say now is right."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM journal WHERE id = ?", (entry.id,))
         log.warning("plan dropped server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)

@@ -1,17 +1,19 @@
-"""What a start finds and finishes: plans that can't go on, a state that was lost, and what belongs to a set."""
+"""What a start finds and resolves: plans that can't go on, a state that was lost, and what belongs to a set."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional, Tuple
 
 import pytest
 
 from anvil_dr.cli import target as command
-from anvil_dr.model import INCOMPLETE, Owner
+from anvil_dr.errors import StoreError
+from anvil_dr.model import Owner
 from anvil_dr.receiving import recover
 from anvil_dr.sending.send import JobOutcome
 from tests.doubles.memory_store import Died, Fate
@@ -103,6 +105,77 @@ def test_a_plan_that_cannot_be_finished_stops_its_own_server_only_until_it_can(b
     assert box.sets() == [(1, 6), (2, 2)]
 
 
+def test_a_job_that_died_before_it_wrote_a_byte_costs_no_set(tmp_path: Path) -> None:
+    box = Box(tmp_path, copies=1)
+    box.receive()
+    for step in ("rename Web01_Web01_0_1 incomplete", "rename Web01_Web01_1_1 incomplete", "commit"):
+        box.die(step)
+        box.recover()
+        assert box.sets() == [(1, 1)]
+
+
+def test_a_rename_that_fails_at_the_start_of_a_job_is_taken_back_at_once(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, checker = MortalBox(tmp_path, world, copies=1), Checker()
+    checker.pushes += [Push(number, DISKS) for number in (1, 2)]
+    assert box.push(checker.pushes[0]).succeeded
+    outcome = box.push(checker.pushes[1], fate=_Failing("rename Web01_Web01_1_1 incomplete"))
+    assert "no answer" in str(outcome.servers[0].error)
+    assert checker.complete("Web01", world.images()) == [(1, 1)]
+    with box.process() as target:
+        assert target.state.pending() == ()
+
+
+class _Failing(_Named):
+    """Kills nobody: LVM does not answer."""
+
+    def strikes(self, name: str) -> bool:
+        if super().strikes(name):
+            raise StoreError("lvrename: no answer within 120 seconds")
+        return False
+
+
+def test_the_names_of_a_server_that_was_activated_or_runs_are_left_alone(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, checker = MortalBox(tmp_path, world, copies=2), Checker()
+    checker.pushes += [Push(number, DISKS) for number in (1, 2, 3)]
+    for push in checker.pushes[:2]:
+        assert box.push(push).succeeded
+    with pytest.raises(Died):
+        box.push(checker.pushes[2], fate=_Named("rename Web01_Web01_0_1 2"))
+    names = sorted(world.images())
+    with box.process() as target:
+        for image in target.store.images():
+            world.use(image, "process 7 (qemu-system-x86)")
+        (one,) = recover.recover(target).plans
+        assert "in use by process 7" in str(one.problem)
+        for image in target.store.images():
+            world.use(image, None)
+        target.state.activate("Web01", 1, "root")
+        (one,) = recover.recover(target).plans
+        assert "activated" in str(one.problem)
+        assert sorted(world.images()) == names
+        target.state.release("Web01")
+    box.recover()
+    assert checker.complete("Web01", world.images()) == [(1, 2), (2, 1)]
+
+
+def test_an_old_set_that_could_not_be_removed_is_not_removed_later_when_it_is_wanted_again(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, checker = MortalBox(tmp_path, world, copies=2), Checker()
+    checker.pushes += [Push(number, DISKS) for number in (1, 2, 3)]
+    for push in checker.pushes[:2]:
+        assert box.push(push).succeeded
+    box.config = replace(box.config, copies=1)
+    assert box.push(checker.pushes[2], fate=_Using(world, "rename Web01_Web01_1_incomplete 1", 2)).succeeded
+    with box.process() as target:
+        for image in target.store.images():
+            world.use(image, None)
+    box.config = replace(box.config, copies=2)
+    box.recover()
+    assert len(checker.complete("Web01", world.images())) == 2
+
+
 def test_the_reason_is_kept_for_the_status(box: Box) -> None:
     box.die("rename Web01_Web01_1_2 incomplete")
     (box.folder / "store" / "Web01_Web01_0_2.raw").write_bytes(b"an admin's")
@@ -112,12 +185,12 @@ def test_the_reason_is_kept_for_the_status(box: Box) -> None:
     assert "Web01_Web01_0_2.raw: File exists" in str(entry.failure)
 
 
-def test_a_plan_whose_images_an_admin_removed_is_finished_with_what_is_left(box: Box) -> None:
+def test_a_plan_whose_images_an_admin_removed_is_taken_back_with_what_is_left(box: Box) -> None:
     box.die("rename Web01_Web01_1_2 incomplete")
     for name in ("Web01_Web01_0_1", "Web01_Web01_0_incomplete"):
         (box.folder / "store" / f"{name}.raw").unlink()
     box.recover()
-    assert box.names() == ["Web01_Web01_1_2", "Web01_Web01_1_incomplete"]
+    assert box.names() == ["Web01_Web01_1_1", "Web01_Web01_1_2"]
     assert box.receive().succeeded
     assert box.sets() == [(1, 4)]
 
@@ -213,15 +286,15 @@ def test_an_old_set_that_is_in_use_delays_nothing_and_goes_later(tmp_path: Path)
 
 
 class _Using(_Named):
-    """Kills nobody: somebody opens set 3 at that moment."""
+    """Kills nobody: somebody opens a set at that moment."""
 
-    def __init__(self, world: MemoryWorld, beginning: str) -> None:
+    def __init__(self, world: MemoryWorld, beginning: str, number: int = 3) -> None:
         super().__init__(beginning)
-        self._world = world
+        self._world, self._number = world, number
 
     def strikes(self, name: str) -> bool:
         if super().strikes(name):
-            self._world.use_number(3, "a rehearsal")
+            self._world.use_number(self._number, "a rehearsal")
         return False
 
 
@@ -292,10 +365,16 @@ def test_recover_says_what_it_is_about_to_do_and_does_it(box: Box, capsys: pytes
     plan = box.plan
     assert command.main(["--config", box.config_file, "--recover"]) == 0
     said = capsys.readouterr().out
-    assert f"plan {plan} of server Web01: begin a job\n  disk Web01_1 of set 1 goes to set 2\n" in said
+    lines = [
+        f"plan {plan} of server Web01: take back the start of a job that does not go on",
+        "  disk Web01_0 of set 2 goes to set 1",
+        "  disk Web01_1 of the incomplete set goes to set 2",
+        "  disk Web01_0 of the incomplete set goes to set 2",
+    ]
+    assert "\n".join(lines) in said
     assert "of server Web01 was running, and has failed" in said
     assert said.endswith("All of it is finished.\n")
-    assert box.names() == [f"Web01_{disk}_{number}" for disk in DISKS for number in (2, INCOMPLETE)]
+    assert box.sets() == [(1, 2), (2, 1)]
     assert command.main(["--config", box.config_file, "--recover"]) == 0
     assert capsys.readouterr().out == "Nothing was begun that is not finished.\n"
 

@@ -21,6 +21,7 @@ from anvil_dr.cycling.rotation import (
     plan_overwrite,
     plan_start,
     remaining,
+    withdrawal,
 )
 from anvil_dr.model import (
     INCOMPLETE,
@@ -109,18 +110,31 @@ class Box:
             assert planned.identity == f"lv:{self.images[name][0]}"
             self.take(step)
 
+    def take_back(self, journal: Tuple[JournalStep, ...], before: Dict[Name, Tuple[int, int]]) -> None:
+        """Everything is as it was, but for what is gone; unless that was of a numbered set."""
+        back = withdrawal(journal, self.stored())
+        gone = {name for name, one in before.items() if one not in self.images.values()}
+        if back is None:
+            assert any(sequence != INCOMPLETE for _, sequence in gone)
+            return
+        for planned in back:
+            self.take(planned.step)
+        assert self.images == {name: one for name, one in before.items() if name not in gone}
+        assert withdrawal(journal, self.stored()) == (), "what was taken back is not taken back again"
+
     def carry_out(self, steps: Tuple[Step, ...], watch: Callable[[Box], None] = lambda box: None) -> None:
         """Take every step. Cut off before each, after each and after the last, the plan ends the same."""
         journal = bind(steps, self.stored())
         assert tuple(planned.step for planned in journal) == steps
         expected = {(image.owner.disk, image.sequence): image.identity for image in outcome(self.stored(), steps)}
-        cut_off = [self.copy()]
+        before, cut_off = dict(self.images), [self.copy()]
         for step in steps:
             self.take(step)
             watch(self)
             cut_off.append(self.copy())
         assert {name: f"lv:{identity}" for name, (identity, _) in self.images.items()} == expected
         for survivor in cut_off:
+            survivor.copy().take_back(journal, before)
             survivor.take_up(journal)
             assert survivor.images == self.images
             survivor.take_up(journal)
@@ -441,7 +455,7 @@ OVERWRITE: List[Tuple[str, List[SetOnDisk], str, str, bool]] = [
     ("an older one that lacks an image is no comfort", [set_(1), set_(2, "a", False)], "ab",
      "a:1>incomplete b:1>incomplete", True),
     ("a set that lacks an image is no loss", [set_(1, "a", False)], "ab", "a:1>incomplete", False),
-    ("a lost disk goes", [set_(1)], "b", "a:-1 b:1>incomplete", True),
+    ("a lost disk goes", [set_(1)], "b", "b:1>incomplete a:-1", True),
     ("an incomplete set is written into", [set_(1), set_(INCOMPLETE, "a")], "ab", "", False),
     ("one that has no disk of the job is none", [set_(1), set_(INCOMPLETE, "c")], "ab",
      "a:1>incomplete b:1>incomplete", True),
