@@ -88,6 +88,14 @@ class ServiceProcess:
         return self._process.wait(_PATIENCE_SECONDS)
 
     def held(self) -> Held:
+        """Once the threads of its sessions have ended, which is when nothing happens any more."""
+        self.wait_until_idle()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while self._held().threads > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self._held()
+
+    def _held(self) -> Held:
         assert self._process is not None
         folder = Path("/proc", str(self._process.pid))
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
