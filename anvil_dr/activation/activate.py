@@ -167,7 +167,10 @@ class _Drafter:
     def draft(self, case: _Case, view: HostView) -> Draft:
         """One server, judged by itself."""
         found, subject = case.found, case.subject
-        draft = Draft(found.server, found.definition_path, case.chosen, activated=found.activation is not None)
+        draft = Draft(
+            found.server, found.definition_path, case.chosen,
+            activated=found.activation is not None, left=_left(found, case.chosen),
+        )  # fmt: skip
         images = (image.path for one in found.sets for image in one.images)
         domain = preflight.own_domain(found.server, images, view)
         if domain is not None and domain.state == "running":
@@ -236,6 +239,14 @@ def _ran_from(found: Found) -> Optional[Activation]:
     if found.activation is None and found.overlays is not None:
         return Activation(found.server, found.overlays.sequence, found.overlays.made_at, "")
     return found.activation
+
+
+def _left(found: Found, chosen: Optional[ImageSet]) -> Optional[ImageSet]:
+    ran = found.activation
+    if ran is None or chosen is None or chosen.sequence == ran.sequence:
+        return None
+    gone = ImageSet(found.server, ran.sequence, (), complete=False)
+    return next((one for one in found.sets if one.sequence == ran.sequence), gone)
 
 
 def _on_overlays(found: Found, chosen: Optional[ImageSet]) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Callable, Dict, Final, List, Literal, Mapping, Optional, Protocol, Tuple
+from typing import Callable, Dict, Final, Iterable, List, Literal, Mapping, Optional, Protocol, Tuple
 
 from anvil_dr.activation.boot_plan import BootPlan, Outcome, PlannedServer
 from anvil_dr.errors import AnvilDrError, HypervisorError, StateError
@@ -33,8 +33,8 @@ Phase = Literal["waiting", "booting", "running", "answers", "failed", "left out"
 class Marks(Protocol):
     """Remembers which servers are activated. state.State is one."""
 
-    def activate(self, server: str, sequence: int, user: str) -> object:
-        """Raise StateError."""
+    def activate(self, server: str, sequence: int, user: str, *, leaves: Iterable[str] = ()) -> object:
+        """`leaves`: identities of images that it ran on until now, and doesn't any more. Raise StateError."""
         ...
 
     def release(self, server: str) -> bool:
@@ -115,12 +115,14 @@ class _Marker:
         self._marks, self._user, self._observer = marks, user, observer
 
     def mark(self, planned: PlannedServer) -> None:
-        sequence = planned.draft.chosen.sequence if planned.draft.chosen is not None else None
+        draft = planned.draft
+        sequence = draft.chosen.sequence if draft.chosen is not None else None
+        leaves = tuple(image.identity for image in draft.left.images) if draft.left is not None else ()
         try:
             if self._marks is None:
                 raise StateError("the state cannot be written")
             if isinstance(sequence, int):
-                self._marks.activate(planned.server, sequence, self._user)
+                self._marks.activate(planned.server, sequence, self._user, leaves=leaves)
         except StateError as error:
             self._observer.unmarked(planned.server, str(error))
 
@@ -207,13 +209,18 @@ class _Boots:
         elif all(one.is_up for one in before):
             since = max((one.booted_at for one in before), default=self._began)
             if self._now() >= since + boot.planned.delay_seconds and self.workers is not None:
-                # Marked before it is booted: in between, no job may begin to write the images.
-                self._marker.mark(boot.planned)
+                # Marked before it is booted: in between, no job may begin to write the images. One that changes sets
+                # is marked already; its mark says the other set once all that belongs to that one is in place.
+                if boot.planned.draft.left is None:
+                    self._marker.mark(boot.planned)
                 self._say(boot, "booting")
                 boot.work = self.workers.submit(self._boot, boot.planned)
 
     def _boot(self, planned: PlannedServer) -> None:
-        self._hypervisor.boot(self._footing.prepare(planned))
+        xml = self._footing.prepare(planned)
+        if planned.draft.left is not None:
+            self._marker.mark(planned)
+        self._hypervisor.boot(xml)
 
     def _look_at_work(self, boot: _Boot) -> None:
         if boot.work is None or not boot.work.done():

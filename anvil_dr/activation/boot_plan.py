@@ -67,6 +67,8 @@ class Draft:
     """What would be booted: the definition's text, or a copy with other paths or less memory."""
     activated: bool = False
     """True if it is marked as activated already: it has run here before."""
+    left: Optional[ImageSet] = None
+    """The other set that it ran from until now; without images if it is gone."""
     running: bool = False
     """True if this very server runs here already, on its own images."""
     findings: Tuple[Finding, ...] = ()

@@ -305,10 +305,14 @@ class State:
 
     # — servers that run here —
 
-    def activate(self, server: str, sequence: int, user: str) -> Activation:
-        """Mark a server as activated: its images are live disks from now on."""
+    def activate(self, server: str, sequence: int, user: str, *, leaves: Iterable[str] = ()) -> Activation:
+        """Mark a server as activated: its images are live disks from now on.
+
+        `leaves` are the images that it ran on until now, if those are others: they are not what was received any more.
+        """
         activation = Activation(server, sequence, _now(), user)
         with self._database.writing() as connection:
+            set_rows.ran_here(connection, leaves, activation.since)
             connection.execute(
                 "INSERT OR REPLACE INTO activations (server, sequence, since, user) VALUES (?, ?, ?, ?)",
                 (server, sequence, activation.since, user),

@@ -198,6 +198,22 @@ def test_a_server_that_was_ended_goes_on_with_the_set_it_ran_from(
     assert all(path.endswith("_2.raw") for path in domain.disk_paths)
 
 
+def test_a_set_that_a_server_ran_from_before_another_one_is_not_called_what_was_received(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    box.receive("Web01", sources(box, "Web01", b"older"), sequence=2)
+    command("--yes")
+    hypervisor.destroy("Web01")
+    assert command("--yes", "--sequence", "2")[0] == 0
+    with State.open(str(box.state), readonly=True) as state:
+        ran = {record.job_id: record for record in state.set_records()}
+        assert state.activations()["Web01"].sequence == 2
+    assert ran["job-1"].ran_here_until is not None
+    assert {image.digest for image in ran["job-1"].images} == {""}
+    assert ran["job-2"].ran_here_until is None
+
+
 def test_without_a_state_database_the_servers_are_found_by_their_definitions(
     box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 import pytest
 
-from anvil_dr.activation.boot import WATCH_SECONDS, Footing, Phase, execute
+from anvil_dr.activation.boot import WATCH_SECONDS, AsPlanned, Footing, Phase, execute
 from anvil_dr.activation.boot_plan import BootPlan, Draft, Outcome, PlannedServer
 from anvil_dr.errors import AnvilDrError, StateError
-from anvil_dr.model import ImageSet
+from anvil_dr.model import ImageSet, Owner, StoredImage
 from anvil_dr.ports import DomainState
 from anvil_dr.preflight.findings import problem
 from tests.doubles.hypervisor import FakeHypervisor
@@ -24,11 +24,13 @@ class Marks:
     hypervisor: FakeHypervisor
     broken: bool = False
     activated: Dict[str, Tuple[int, str]] = field(default_factory=dict)
+    left: Tuple[str, ...] = ()
     booted_before: Dict[str, bool] = field(default_factory=dict)
 
-    def activate(self, server: str, sequence: int, user: str) -> None:
+    def activate(self, server: str, sequence: int, user: str, *, leaves: Iterable[str] = ()) -> None:
         if self.broken:
             raise StateError("the disk is full")
+        self.left = tuple(leaves)
         self.activated[server] = (sequence, user)
         self.booted_before[server] = server in self.hypervisor.booted_xml
 
@@ -201,11 +203,14 @@ def test_whoever_stops_it_leaves_what_runs_running_and_starts_nothing_more() -> 
     assert list(hypervisor.booted_xml) == ["A"]
 
 
-def test_what_cannot_be_put_in_place_keeps_a_server_down_and_unmarked() -> None:
-    class Broken:
-        def prepare(self, planned: PlannedServer) -> str:
-            raise StateError("no UEFI variables")
+class Broken:
+    """A footing that nothing stands on."""
 
+    def prepare(self, planned: PlannedServer) -> str:
+        raise StateError("no UEFI variables")
+
+
+def test_what_cannot_be_put_in_place_keeps_a_server_down_and_unmarked() -> None:
     hypervisor = FakeHypervisor()
     marks = Marks(hypervisor)
     found = outcomes(server("A"), hypervisor=hypervisor, marks=marks, footing=Broken())
@@ -239,6 +244,19 @@ def test_a_server_that_ran_here_before_stays_marked_when_it_cannot_be_booted_aga
     marks = Marks(hypervisor, activated={"A": (1, "bob")})
     run(server("A", activated=True), hypervisor=hypervisor, marks=marks)
     assert "A" in marks.activated
+
+
+def test_a_server_that_changes_sets_is_marked_with_the_other_one_once_all_of_that_is_in_place() -> None:
+    image = StoredImage(Owner("A", "A_0"), 1, "/srv/dr", "inode:7", 4096, "/srv/dr/A_A_0_1.raw")
+    left = ImageSet("A", 1, (image,), True)
+    changing = server("A", sequence=2, activated=True)
+    changing = replace(changing, draft=replace(changing.draft, left=left))
+    for footing, marked, leaves in ((Broken(), 1, ()), (AsPlanned(), 2, ("inode:7",))):
+        hypervisor = FakeHypervisor()
+        marks = Marks(hypervisor, activated={"A": (1, "bob")})
+        outcomes(changing, hypervisor=hypervisor, marks=marks, footing=footing)
+        assert (marks.activated["A"][0], marks.left) == (marked, leaves)
+        assert not any(marks.booted_before.values())
 
 
 def test_a_server_that_did_not_stay_up_stays_marked_because_it_may_have_written() -> None:
