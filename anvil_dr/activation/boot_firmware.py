@@ -1,17 +1,18 @@
 """Puts a set's firmware state where the server that is booted from it finds it, and takes it back (SPEC section 7).
 
 Touches the definition's nvram file and libvirt's folder of TPM states. What is kept with a set is firmware.py's
-business.
+business, or cached_sets.py's.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Final, Mapping, Optional, Tuple
 
 from anvil_dr import durable, firmware
+from anvil_dr.caching import cached_sets
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import SourceError, StateError
 from anvil_dr.firmware_files import TPM_FOLDER, FirmwareFiles
@@ -120,6 +121,22 @@ def take_back(places: FirmwarePlaces, server: str, needs: Requirements, record: 
         raise StateError(str(error)) from error
     if files:
         firmware.keep(places.state, record, files)
+
+
+def take_back_cached(
+    places: FirmwarePlaces, server: str, needs: Optional[Requirements], nvram: Optional[str], now: str
+) -> None:
+    """The same for its set on a cache drive: it is no copy of what was received any more, and is copied to the store
+    as it is. `nvram` goes before the file that the definition names. Raise StateError."""
+    for cached in cached_sets.of_server(places.state, server)[-1:]:
+        files = cached_sets.firmware_of(places.state, cached)
+        if needs is not None:
+            path = nvram or needs.nvram or places.nvram(server)
+            try:
+                files = as_it_is(places, replace(needs, nvram=path)) or files
+            except SourceError as error:
+                raise StateError(str(error)) from error
+        cached_sets.ran_here(places.state, cached, files, now)
 
 
 def of_folder(folder: str) -> Mapping[str, bytes]:

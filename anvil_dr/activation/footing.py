@@ -14,8 +14,9 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.boot_plan import PlannedServer
 from anvil_dr.activation.boot_xml import OverlayPaths
 from anvil_dr.activation.overlays import Overlays
+from anvil_dr.definition import Requirements
 from anvil_dr.errors import ImageInUseError, StateError, StoreError
-from anvil_dr.model import ImageSet, OverlaySet, StoredImage
+from anvil_dr.model import CACHED, ImageSet, OverlaySet, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 
@@ -45,7 +46,9 @@ class Ground:
             raise StoreError(f"nothing is known of what {planned.server} is booted from")
         self._verify(planned.server, chosen)
         made = self._overlays.of(planned.server)
-        record, ran_before = chosen.record, draft.activated
+        record, ran_before = chosen.record, draft.activated and draft.left is None
+        if draft.left is not None:
+            self._take_back(planned.server, needs, draft.left)
         if made is None and not self._on_overlays:
             boot_firmware.put_in_place(self._places, planned.server, needs, record, ran_before=ran_before)
             return xml
@@ -54,6 +57,16 @@ class Ground:
         # The TPM's state has one place only. What is kept with the set stays as it was all the same.
         boot_firmware.put_in_place(self._places, planned.server, needs, record, ran_before=ran_before)
         return with_overlay_set(xml, made, dict(draft.disk_paths))
+
+    def _take_back(self, server: str, needs: Requirements, left: ImageSet) -> None:
+        """What it made of the firmware state of the set that it ran from until now, before another set's replaces it.
+
+        Raise StateError."""
+        if left.sequence == CACHED:
+            boot_firmware.take_back_cached(self._places, server, needs, None, self._now())
+        elif left.record is not None:
+            nvram = needs.nvram or self._places.nvram(server)
+            boot_firmware.take_back(self._places, server, needs, left.record, nvram)
 
     def _make_overlays(self, planned: PlannedServer, chosen: ImageSet) -> OverlaySet:
         paths = dict(planned.draft.disk_paths)

@@ -6,17 +6,15 @@ Touches the state, its overlays, its firmware state; looks at the store and at i
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Final, Iterable, Literal, Optional, Tuple
 
 from anvil_dr import definition, definition_files, firmware
 from anvil_dr.activation import boot_firmware
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.caching import cached_sets
 from anvil_dr.cycling import sets
 from anvil_dr.definition import Requirements
-from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, StateError, StoreError, UsageError
+from anvil_dr.errors import DefinitionError, ImageInUseError, StoreError, UsageError
 from anvil_dr.model import CACHED, ImageSet, OverlaySet
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
@@ -76,7 +74,8 @@ def release(
         overlays.commit(made)
     if sequence == CACHED:
         if wish != "discard":
-            _keep_on_cache(server, places, needs, made, now)
+            nvram = made.nvram if made is not None else None
+            boot_firmware.take_back_cached(places, server, needs, nvram, now)
     elif ran_from is not None and wish != "discard":
         _keep_what_it_wrote(ran_from, state, places, needs, made, now)
     _publish_nvram(places, server, own)
@@ -120,21 +119,6 @@ def _keep_what_it_wrote(
         nvram = path or places.nvram(ran_from.server)
         boot_firmware.take_back(places, ran_from.server, needs, ran_from.record, nvram)
     state.ran_here(_identities(ran_from), now)
-
-
-def _keep_on_cache(
-    server: str, places: FirmwarePlaces, needs: Optional[Requirements], made: Optional[OverlaySet], now: str
-) -> None:
-    """It is no copy of what was received any more, and is copied to the store as it is."""
-    for cached in cached_sets.of_server(places.state, server)[-1:]:
-        files = cached_sets.firmware_of(places.state, cached)
-        if needs is not None:
-            path = made.nvram if made is not None and made.nvram is not None else needs.nvram
-            try:
-                files = boot_firmware.as_it_is(places, replace(needs, nvram=path or places.nvram(server))) or files
-            except SourceError as error:
-                raise StateError(str(error)) from error
-        cached_sets.ran_here(places.state, cached, files, now)
 
 
 def _identities(one: ImageSet) -> Tuple[str, ...]:
