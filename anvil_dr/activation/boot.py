@@ -228,12 +228,23 @@ class _Boots:
         try:
             boot.work.result()
         except AnvilDrError as error:
-            self._marker.undo(boot.planned)
-            self._end(boot, "failed", str(error), f"correct it, then: anvil-activate-dr --server {boot.server}")
+            if self._is_off(boot.server):
+                self._marker.undo(boot.planned)
+                self._end(boot, "failed", str(error), f"correct it, then: anvil-activate-dr --server {boot.server}")
+            else:
+                advice = f"look for yourself: virsh domstate {boot.server}; it stays marked as activated"
+                self._end(boot, "failed", f"{error}; and yet it may be running", advice)
             return
         boot.booted_at = self._now()
         boot.outcome = Outcome(boot.server, booted_seconds=self._seconds())
         self._say(boot, "running")
+
+    def _is_off(self, server: str) -> bool:
+        """True if it certainly does not run: a connection that breaks in a boot does not take the guest with it."""
+        try:
+            return self._hypervisor.state(server) in _OFF
+        except HypervisorError:
+            return False
 
     def _look_at_guest(self, boot: _Boot) -> None:
         """Whether it stays up, and whether its agent answers by now. Whoever stayed up is looked at less often."""

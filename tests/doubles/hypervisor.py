@@ -55,6 +55,10 @@ class FakeHypervisor:
     capable: Optional[DomainCapabilities] = CAPABLE
     refused: Mapping[str, str] = field(default_factory=dict)
     """Why a server cannot be booted, by name."""
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """What is said of a server that comes up all the same, by name, as when the connection breaks."""
+    unreachable: bool = False
+    """True if nobody can tell any state."""
     platform_error: str = ""
     dry_run_error: str = ""
     missing_features: str = ""
@@ -69,6 +73,8 @@ class FakeHypervisor:
         return self.domains
 
     def state(self, name: str) -> DomainState:
+        if self.unreachable:
+            raise HypervisorError("libvirtd does not answer")
         if name in self.booted_xml:
             return self.states.get(name, "running")
         return "shut off" if name in self.defined else "gone"
@@ -88,6 +94,8 @@ class FakeHypervisor:
             raise HypervisorError(self.refused[name])
         self.booted.append((name, self.clock.now()))
         self.booted_xml[name] = xml
+        if name in self.lost:
+            raise HypervisorError(self.lost[name])
         return Domain(name, "", "running", False, ())
 
     def resume(self, name: str) -> None:

@@ -239,6 +239,16 @@ def test_a_server_that_was_never_booted_is_not_left_marked() -> None:
     assert marks.activated == {}
 
 
+def test_a_server_that_may_have_come_up_although_its_boot_failed_stays_marked() -> None:
+    silent = FakeHypervisor(refused={"A": "no"}, unreachable=True)
+    for hypervisor in (FakeHypervisor(lost={"A": "broken pipe"}), silent):
+        marks = Marks(hypervisor)
+        found = outcomes(server("A"), hypervisor=hypervisor, marks=marks)["A"]
+        assert found.error is not None and "it may be running" in found.error
+        assert "virsh domstate A" in found.advice
+        assert "A" in marks.activated
+
+
 def test_a_server_that_ran_here_before_stays_marked_when_it_cannot_be_booted_again() -> None:
     hypervisor = FakeHypervisor(refused={"A": "no"})
     marks = Marks(hypervisor, activated={"A": (1, "bob")})
