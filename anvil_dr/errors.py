@@ -152,6 +152,14 @@ class PeerTimeoutError(ProtocolError):
         super().__init__(f"the peer has been silent for {seconds:g} seconds")
 
 
+class PeerStandstillError(ProtocolError):
+    """The peer says that it lives, and does nothing."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the peer has sent nothing but keep-alives for {seconds:g} seconds")
+
+
 class PeerGoneError(ProtocolError):
     """The connection ended in the middle of something."""
 

@@ -16,6 +16,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "DigestMismatch": f"{_AGAIN}. If it comes back, suspect the memory or a disk of either machine",
     "ImageInUse": "see on the DR box what uses it (anvil-dr-status), end that, and run the same command again",
     "NotAllowed": "see --allow in this node's line of authorized_keys on the DR box",
+    "PeerStandstill": "see on the DR box what its drives do (journalctl -k), and " + _AGAIN,
     "ServerActivated": "only if the server is not needed there any more; its changes there will be lost",
     "ServerBusy": "wait for that job to end (anvil-dr-status on the DR box), then run the same command again",
     "SourceChanged": "make sure that nothing uses its disks, on no other node either, and run the same command again",

@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 
 _LAST_WORDS = "the reason why the target left"
 _LAST_WORDS_SECONDS = 5.0
+_STANDSTILL_SECONDS = 900.0
+"""In the middle of a disk; the target waits as long for this end."""
 
 
 class Source(Image, Protocol):
@@ -152,10 +154,15 @@ class JobSender:
         observer: Observer,
         bandwidth_limit_bytes: int = 0,
         compress: bool = True,
+        standstill_seconds: float = _STANDSTILL_SECONDS,
     ) -> None:
-        """`bandwidth_limit_bytes` a second, 0 for none; the target's own limit counts if it is lower."""
+        """`bandwidth_limit_bytes` a second, 0 for none; the target's own limit counts if it is lower.
+
+        `standstill_seconds`: how long a server is kept off for a target that says that it lives, and does nothing.
+        """
         self._channel, self._node, self._observer = channel, node, observer
         self._limit_bytes, self._compress = bandwidth_limit_bytes, compress
+        self._standstill_seconds = standstill_seconds
         self.target = ""
         """What the DR box calls itself, once it has said so."""
         self._buffer = frame_buffer()
@@ -332,11 +339,15 @@ class JobSender:
 
     def _dialogue(self, sender: DiskSender) -> DiskDone:
         """Hand the target's records to the worker until the disk is done."""
-        while True:
-            kind, content = self._next()
-            if kind is Kind.DISK_DONE:
-                return decode(DiskDone, content)
-            sender.reply(kind, bytes(content))
+        self._channel.expect_progress(self._standstill_seconds)
+        try:
+            while True:
+                kind, content = self._next()
+                if kind is Kind.DISK_DONE:
+                    return decode(DiskDone, content)
+                sender.reply(kind, bytes(content))
+        finally:
+            self._channel.expect_progress(None)
 
     def _drain_until_failed(self) -> None:
         try:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import List, Optional, Tuple, Union
 
-from anvil_dr.errors import PeerGoneError, PeerTimeoutError, ProtocolError
+from anvil_dr.errors import PeerGoneError, PeerStandstillError, PeerTimeoutError, ProtocolError
 from anvil_dr.wire.pace import Pace
 from anvil_dr.wire.protocol import FRAME_HEADER, Kind, frame_header, frame_limit_bytes
 
@@ -41,6 +41,8 @@ class Channel:
         self._waker: Optional[Tuple[int, int]] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._waker_lock = threading.Lock()
         self._deadline: Optional[Tuple[float, str]] = None
+        self._standstill_seconds: Optional[float] = None
+        self._moved_at = 0.0
         self._torn = False
         self._header = bytearray(FRAME_HEADER.size)
         self._last_sent = time.monotonic()
@@ -130,12 +132,19 @@ class Channel:
         if seconds is not None:
             self._deadline = time.monotonic() + seconds, f"{what} did not come within {seconds:g} seconds"
 
+    def expect_progress(self, seconds: Optional[float]) -> None:
+        """Until this is called again, a peer that sends nothing but keep-alives, while nothing can be sent to it
+        either, is waited for no longer than this, and then `receive` raises PeerStandstillError; None: for ever.
+        """
+        self._moved_at = time.monotonic()
+        self._standstill_seconds = seconds
+
     def receive(self, buffer: memoryview, *, largest_bytes: Optional[int] = None) -> Tuple[Kind, memoryview]:
         """Wait for one frame; its content may lie in `buffer`, until the next call.
 
-        Keep-alive frames are passed over. Raise PeerGoneError at the end of the stream, PeerTimeoutError
-        after `silence_seconds` without a byte, ProtocolError for a header that makes no sense or a frame
-        that is larger than its type allows, or than `largest_bytes`.
+        Keep-alive frames are passed over. Raise PeerGoneError at the end of the stream, PeerTimeoutError after
+        `silence_seconds` without a byte, PeerStandstillError as `expect_progress` says, ProtocolError for a header
+        that makes no sense or a frame that is larger than its type allows, or than `largest_bytes`.
         """
         while True:
             self._read(memoryview(self._header))
@@ -151,6 +160,7 @@ class Channel:
             content = buffer[:length] if length <= len(buffer) else memoryview(bytearray(length))
             self._read(content)
             if kind is not Kind.PING:
+                self._moved_at = time.monotonic()
                 return kind, content
 
     def abandon(self, because: str = "the session was ended from this side") -> None:
@@ -185,6 +195,7 @@ class Channel:
             except OSError as error:
                 raise PeerGoneError(f"the connection broke: {error.strerror}") from error
             self.sent_bytes += written
+            self._moved_at = time.monotonic()
             if pace is not None:
                 self.waited_seconds += pace.wait(written, self._check)
             while parts and written >= len(parts[0]):
@@ -224,6 +235,9 @@ class Channel:
             raise PeerGoneError(self._abandoned_because)
         if self._deadline is not None and time.monotonic() >= self._deadline[0]:
             raise ProtocolError(self._deadline[1])
+        standstill_seconds = self._standstill_seconds
+        if standstill_seconds is not None and time.monotonic() >= self._moved_at + standstill_seconds:
+            raise PeerStandstillError(standstill_seconds)
 
 
 def _ready(fd: int, event: int, seconds: float, waker: Optional[Tuple[int, int]] = None) -> bool:

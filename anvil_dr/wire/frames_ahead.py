@@ -9,7 +9,7 @@ import queue
 import threading
 from typing import Optional, Tuple, Union
 
-from anvil_dr.errors import AnvilDrError, ProtocolError
+from anvil_dr.errors import AnvilDrError, PeerStandstillError
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Kind
 
@@ -36,7 +36,7 @@ class FramesAhead:
     def receive(self) -> Tuple[Kind, memoryview]:
         """The next frame; its content is good until the next call. Raise what Channel.receive raises.
 
-        Keep-alives are no frames, so a peer that sends nothing else for too long is a ProtocolError here.
+        Keep-alives are no frames, so a peer that sends nothing else for too long is a PeerStandstillError here.
         """
         if self._in_use is not None:
             self._free.put(self._in_use)
@@ -44,9 +44,7 @@ class FramesAhead:
         try:
             frame = self._frames.get(timeout=self._standstill_seconds)
         except queue.Empty:
-            raise ProtocolError(
-                f"the peer has sent nothing but keep-alives for {self._standstill_seconds:g} seconds"
-            ) from None
+            raise PeerStandstillError(self._standstill_seconds) from None
         if isinstance(frame, AnvilDrError):
             self._end()
             raise frame

@@ -9,7 +9,7 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr.errors import PeerGoneError, PeerTimeoutError, ProtocolError
+from anvil_dr.errors import PeerGoneError, PeerStandstillError, PeerTimeoutError, ProtocolError
 from anvil_dr.wire.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.wire.pace import Pace
 from anvil_dr.wire.protocol import FRAME_HEADER, Kind
@@ -154,6 +154,30 @@ def test_a_peer_that_dribbles_is_given_up_though_it_is_never_silent(ends: Tuple[
     channel.expect_within(None)
     with pytest.raises(PeerTimeoutError):
         channel.receive(frame_buffer())
+
+
+def test_a_peer_that_only_says_that_it_lives_is_waited_for_as_long_as_something_is_sent_to_it(
+    ends: Tuple[Channel, socket.socket],
+) -> None:
+    channel, peer = ends
+    sent: List[int] = []
+    done = threading.Event()
+
+    def talk() -> None:
+        while not done.wait(0.01):
+            peer.sendall(FRAME_HEADER.pack(Kind.PING, 0))
+            if len(sent) < 30:
+                sent.append(len(sent))
+                channel.send(Kind.DONE, b"12345678")
+
+    channel.expect_progress(0.2)
+    talker = threading.Thread(target=talk)
+    talker.start()
+    with pytest.raises(PeerStandstillError):
+        channel.receive(frame_buffer())
+    done.set()
+    talker.join()
+    assert len(sent) == 30
 
 
 def test_a_frame_larger_than_what_is_due_costs_no_memory(ends: Tuple[Channel, socket.socket]) -> None:

@@ -13,10 +13,10 @@ from typing import Callable, Dict, Iterator, List, Mapping
 
 import pytest
 
-from anvil_dr.errors import PeerGoneError, RemoteError, SourceError
+from anvil_dr.errors import PeerGoneError, PeerStandstillError, RemoteError, SourceError
 from anvil_dr.sending.send import JobSender, OutgoingServer
 from anvil_dr.wire import digest
-from anvil_dr.wire.channel import Channel, frame_buffer
+from anvil_dr.wire.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.wire.protocol import (
     DiskReady,
     Error,
@@ -125,6 +125,23 @@ def test_the_words_of_a_target_that_listens_no_more_reach_the_admin_too(tmp_path
         send(channel, web.outgoing())
     leaving.join()
     channel.close()
+
+
+def test_a_server_is_put_back_if_the_target_only_says_that_it_lives(tmp_path: Path) -> None:
+    events: List[str] = []
+    ended = threading.Event()
+
+    def stuck(theirs: Channel, say: Callable[[Message], None]) -> None:
+        with KeepAlive(theirs, every_seconds=0.01):
+            ended.wait(20)
+
+    with scripted_target(stuck) as channel:
+        sender = JobSender(channel, node="an-a01n01", observer=Quiet(), standstill_seconds=0.1)
+        server = replace(node(tmp_path).outgoing(), keep_off=lambda: watched_off(events))
+        with pytest.raises(PeerStandstillError, match="nothing but keep-alives for 0.1 seconds"):
+            sender.run("nightly", (server,))
+        assert not ended.is_set() and events == ["off", "on"]
+        ended.set()
 
 
 def test_a_server_is_put_back_even_if_the_target_takes_nothing_any_more(tmp_path: Path) -> None:
