@@ -307,6 +307,8 @@ class OverlaySet:
     overlays: Tuple[Overlay, ...]
     nvram: Optional[str] = None
     """A copy of the UEFI variables, that the server changes instead of the set's."""
+    committing: bool = False
+    """True once some of what the server wrote may be in its images: only all of it makes sense there."""
 
 
 @dataclass(frozen=True)

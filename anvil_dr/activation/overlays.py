@@ -72,6 +72,14 @@ class Overlays:
             raise StoreError(f"{changed.nvram} cannot be written: {error.strerror}") from error
         return changed
 
+    def begin_commit(self, made: OverlaySet) -> None:
+        """Remember that its images are not what was received any more. Raise StoreError."""
+        where = os.path.join(self.folder, made.server)
+        try:
+            self._write(where, replace(made, committing=True))
+        except OSError as error:
+            raise StoreError(f"{os.path.join(where, _MANIFEST)} cannot be written: {error.strerror}") from error
+
     def commit(self, made: OverlaySet) -> None:
         """Write what the server wrote into its images. Raise StoreError; all of it is still there then."""
         for overlay in made.overlays:
@@ -127,4 +135,7 @@ def _why(error: Union[OSError, CommandError]) -> str:
 
 def _parse(kept: Mapping[str, Any]) -> OverlaySet:
     overlays = tuple(Overlay(**one) for one in kept["overlays"])
-    return OverlaySet(kept["server"], int(kept["sequence"]), kept["made_at"], overlays, kept["nvram"])
+    return OverlaySet(
+        kept["server"], int(kept["sequence"]), kept["made_at"], overlays, kept["nvram"],
+        bool(kept.get("committing", False)),
+    )  # fmt: skip

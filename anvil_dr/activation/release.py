@@ -6,6 +6,7 @@ Touches the state, its overlays, its firmware state; looks at the store and at i
 from __future__ import annotations
 
 import logging
+import os
 from typing import Final, Iterable, Literal, Optional, Tuple
 
 from anvil_dr import definition, definition_files, firmware
@@ -57,6 +58,11 @@ def release(
             f"{server} ran on overlays since {made.made_at}: add --keep to put what it wrote into its images, "
             "or --discard to throw it away"
         )
+    if made is not None and made.committing and wish == "discard":
+        raise UsageError(
+            f"a --keep of {server} was begun, and some of what it wrote is in its images already: --keep goes on with "
+            f"it; to give up the rest: rm -r {os.path.join(overlays.folder, server)}, then --release without either"
+        )
     if made is None and wish == "discard":
         raise UsageError(f"{server} ran on its images themselves: what it wrote cannot be told from what was received")
     for image in store.images():
@@ -71,13 +77,16 @@ def release(
     needs = _needs(places, server)
     if made is not None and wish == "keep":
         _refuse_other_images(made, ran_from)
-        overlays.commit(made)
+        # Half of it in the images is neither what was received nor what it wrote: that is known before the first byte.
+        overlays.begin_commit(made)
     if sequence == CACHED:
         if wish != "discard":
             nvram = made.nvram if made is not None else None
             boot_firmware.take_back_cached(places, server, needs, nvram, now)
     elif ran_from is not None and wish != "discard":
         _keep_what_it_wrote(ran_from, state, places, needs, made, now)
+    if made is not None and wish == "keep":
+        overlays.commit(made)
     _publish_nvram(places, server, own)
     overlays.remove(server)
     state.release(server)
