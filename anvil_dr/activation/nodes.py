@@ -19,8 +19,8 @@ from anvil_dr.activation.life_signs import Node
 log = logging.getLogger(__name__)
 
 _SUFFIX: Final = ".json"
-_KEPT: Final = 4
-"""An Anvil! has two nodes; one may have been replaced."""
+_KEPT: Final = 8
+"""An Anvil! has two nodes; they may have been replaced, or have got other addresses."""
 _MAX_BYTES: Final = 64 << 10
 
 
@@ -34,8 +34,11 @@ def address_of(peer: str) -> str:
 
 
 def remember(state_directory: str, server: str, node: Node) -> None:
-    """Put this node first among those that have sent the server. What cannot be written is logged."""
-    before = [one for one in _read(_path(state_directory, server)) if one.name != node.name]
+    """Put this node first among those that have sent the server. What cannot be written is logged.
+
+    Each address has one place. By their names, which they choose, one node could push the others out, or be another.
+    """
+    before = [one for one in _read(_path(state_directory, server)) if one.address != node.address]
     content = json.dumps([asdict(one) for one in (node, *before)[:_KEPT]], indent=1) + "\n"
     path = _path(state_directory, server)
     try:

@@ -151,15 +151,20 @@ def test_the_address_of_a_node_is_where_its_ssh_connection_came_from(peer: str, 
 
 def test_the_last_nodes_of_a_server_are_remembered_newest_first(tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    for node in (FIRST, SECOND, Node("an-a05n01", "10.201.10.7", AT)):
+    for node in (FIRST, SECOND, FIRST):
         nodes.remember(state, "Web01", node)
-    assert [(one.name, one.address) for one in nodes.known(state)["Web01"]] == [
-        ("an-a05n01", "10.201.10.7"),
-        ("an-a05n02", "10.201.10.2"),
-    ]
+    assert nodes.known(state)["Web01"] == (FIRST, SECOND)
     for number in range(9):
-        nodes.remember(state, "Web01", Node(f"n{number}", "10.0.0.1", AT))
-    assert len(nodes.known(state)["Web01"]) == 4
+        nodes.remember(state, "Web01", Node("n", f"10.0.0.{number}", AT))
+    assert len(nodes.known(state)["Web01"]) == 8
+
+
+def test_no_name_that_a_node_calls_itself_keeps_another_from_being_asked(tmp_path: Path) -> None:
+    state = str(tmp_path)
+    nodes.remember(state, "Web01", SECOND)
+    for name in (*(f"n{number}" for number in range(9)), SECOND.name):
+        nodes.remember(state, "Web01", Node(name, FIRST.address, AT))
+    assert {one.address for one in nodes.known(state)["Web01"]} == {FIRST.address, SECOND.address}
 
 
 def test_a_file_of_nodes_that_makes_no_sense_costs_nothing_but_itself(tmp_path: Path) -> None:
