@@ -38,19 +38,26 @@ class DirectoryStore:
     ) -> None:
         self._directory = os.path.abspath(directory)
         self._owners, self._fstab, self._file_system = owners, fstab, file_system
+        self._checked: Optional[Tuple[int, int]] = None
+        """Device and inode of the directory as it was when it was in good order."""
 
     @property
     def kind(self) -> Literal["fs", "lvm"]:
         return "fs"
 
     def check(self) -> None:
-        """Raise StoreError if the directory is missing, read-only, or its file system is not mounted."""
+        """Raise StoreError if the directory is missing, read-only, or its file system is not mounted.
+
+        From then on nothing is done in another directory of that name: a mount that went, or one that came over it.
+        """
         with self._open_directory() as directory:
+            facts = os.fstat(directory)
             if os.fstatvfs(directory).f_flag & os.ST_RDONLY or not os.access(self._directory, os.W_OK | os.X_OK):
                 raise self._error("it cannot be written to")
             missing = self._unmounted()
         if missing:
             raise self._error(f"{self._fstab} has a file system for {missing}, and it is not mounted")
+        self._checked = facts.st_dev, facts.st_ino
 
     def locations(self) -> Tuple[Location, ...]:
         """The one directory. Raise StoreError."""
@@ -198,8 +205,14 @@ class DirectoryStore:
         except OSError as error:
             raise self._error(error.strerror or str(error)) from error
         try:
-            if self._file_system not in (None, os.fstat(fd).st_dev):
+            facts = os.fstat(fd)
+            if self._file_system not in (None, facts.st_dev):
                 raise self._error("what was mounted there has gone")
+            if self._checked not in (None, (facts.st_dev, facts.st_ino)):
+                raise self._error(
+                    "it is another directory than when it was opened: was something mounted or unmounted there? If it "
+                    "is right as it is now: systemctl restart anvil-dr-target"
+                )
             yield fd
         finally:
             os.close(fd)

@@ -100,6 +100,7 @@ class DrBox:
         state = State.open(self.config.state)
         state.lock_service()
         store = self.open_store(state)
+        store.check()
         target = Target(self.config, store, state, cache_drives=self.open_cache_drives(state))
         recover(target)
         cached_copy.resume(target)

@@ -343,6 +343,22 @@ def test_data_that_does_not_fit_is_refused_before_its_first_byte(tmp_path: Path)
         assert box.names() == ["Web01_Web01_0_1.raw"]
 
 
+def test_a_store_that_is_unmounted_while_the_service_runs_takes_no_job_and_costs_no_digest(tmp_path: Path) -> None:
+    box, web = DrBox(tmp_path), node(tmp_path)
+    with box.running() as target:
+        assert box.send(web.outgoing()).succeeded
+        before = target.state.set_records("Web01")
+        mounted = box.store_folder.rename(tmp_path / "mounted elsewhere")
+        box.store_folder.mkdir()
+        (error,) = error_of(box, web.outgoing())
+        assert "mounted or unmounted" in str(error)
+        assert box.names() == []
+        box.store_folder.rmdir()
+        mounted.rename(box.store_folder)
+        assert box.send(web.outgoing()).succeeded
+        assert target.state.set_records("Web01")[0] == before[0]
+
+
 def test_a_hostile_definition_refuses_its_server_only(tmp_path: Path) -> None:
     box, web, other = DrBox(tmp_path), node(tmp_path), node(tmp_path, "Db01", {"Db01_0": noise(5000, 3)})
     bomb = "<!DOCTYPE d [<!ENTITY a 'aaaa'>]>" + web.outgoing().definition
