@@ -19,13 +19,21 @@ def records(connection: sqlite3.Connection, server: Optional[str] = None) -> Tup
 
 
 def is_known(connection: sqlite3.Connection, record: SetRecord) -> bool:
-    """True if this very set is remembered already."""
-    wanted = (record.server, record.job_id)
-    return connection.execute("SELECT 1 FROM sets WHERE server = ? AND job_id = ?", wanted).fetchone() is not None
+    """True if this very set, on these images, is remembered already."""
+    rows = connection.execute(
+        "SELECT disk, identity FROM images JOIN sets ON sets.id = set_id WHERE server = ? AND job_id = ?",
+        (record.server, record.job_id),
+    ).fetchall()
+    return set(rows) == {(one.disk, one.identity) for one in record.images}
 
 
 def remember(connection: sqlite3.Connection, record: SetRecord) -> None:
-    """A new set. Its images no longer belong to the sets that they were in before."""
+    """A new set. Its images no longer belong to the sets that they were in before.
+
+    A job's set is there once: one that is copied from its cache drive again, because the store's has rotted, takes
+    the place of that one.
+    """
+    connection.execute("DELETE FROM sets WHERE server = ? AND job_id = ?", (record.server, record.job_id))
     forget(connection, (image.identity for image in record.images))
     done = connection.execute(
         "INSERT INTO sets (server, received_at, source, job_id, ran_here_until) VALUES (?, ?, ?, ?, ?)",
