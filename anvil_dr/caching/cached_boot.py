@@ -120,7 +120,8 @@ def find(
     records: List[SetRecord] = []
     warnings: List[str] = []
     for server, cached in sorted(newest.items()):
-        if sets.has_one_as_new(sets.of_server(stored, server), cached.job_id, cached.received_at):
+        own_sets = sets.of_server(stored, server)
+        if sets.has_one_as_new(own_sets, cached.job_id, cached.received_at, cached.jobs_before):
             continue
         try:
             own = _images(cached, by_identity, mounted_by_service, store_in)

@@ -50,7 +50,7 @@ def copy(target: Target, cached: CachedSet, firmware: Optional[Mapping[str, byte
     with ExitStack() as held:
         files = _files(target, cached, held)
         stored = admission.server_sets(target, cached.server)
-        if not sets.has_one_as_new(stored, cached.job_id, cached.received_at):
+        if not sets.has_one_as_new(stored, cached.job_id, cached.received_at, cached.jobs_before):
             _into_store(target, cached, files, held, firmware)
         # Whoever boots it marks the server first, then looks who has the files open: these have, until they are gone.
         if cached.server in target.state.activations():

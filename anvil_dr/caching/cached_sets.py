@@ -56,6 +56,8 @@ class CachedSet:
     ran_here_until: Optional[str] = None
     """When the server was given back that had run on it; its images have no digests since then. ISO 8601, UTC."""
     firmware: Mapping[str, int] = field(default_factory=dict)
+    jobs_before: Optional[Tuple[str, ...]] = None
+    """Those whose sets were known when it was complete; None for one that was received elsewhere."""
     carried: bool = False
     """True if it was carried in on its drives: they are somebody's, and nothing is removed from them."""
 
@@ -132,7 +134,12 @@ def of_server(state_directory: str, server: str) -> Tuple[CachedSet, ...]:
             continue  # it never was complete, or has just been forgotten
         except (OSError, ProtocolError) as error:
             log.error("a cached set is not known any more path=%r error=%s", path, error)
-    return tuple(sorted(found, key=lambda one: (one.received_at, one.job_id)))
+    # What one knew when it was complete is older, whatever the clock said then.
+    def age(one: CachedSet) -> Tuple[int, str, str]:
+        older = sum(other.job_id in (one.jobs_before or ()) for other in found)
+        return older, one.received_at, one.job_id
+
+    return tuple(sorted(found, key=age))
 
 
 def all_of_them(state_directory: str) -> Tuple[CachedSet, ...]:

@@ -97,7 +97,7 @@ def _waiting(config: configuration.Config, drives: Tuple[CacheDrive, ...]) -> Tu
         return next(filter(None, found), None)
 
     return tuple(
-        status.WaitingSet(one.server, one.job_id, one.received_at, one.devices, problem(one.drives))
+        status.WaitingSet(one.server, one.job_id, one.received_at, one.devices, problem(one.drives), one.jobs_before)
         for one in cached_sets.all_of_them(config.state)
     )
 

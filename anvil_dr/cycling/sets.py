@@ -5,7 +5,7 @@ Pure. A sequence in a name says where a set stands, but only the identities say 
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, Iterable, List, Optional, Tuple
+from typing import Collection, Dict, FrozenSet, Iterable, List, Optional, Tuple
 
 from anvil_dr.model import (
     INCOMPLETE,
@@ -66,9 +66,17 @@ def newest_complete(sets: Iterable[ImageSet]) -> Optional[ImageSet]:
     return min(complete, key=lambda one: _rank(one.sequence), default=None)
 
 
-def has_one_as_new(own: Iterable[ImageSet], job_id: str, received_at: str) -> bool:
-    """True if a complete set among these is that of this job, or came after it. Those of one server."""
+def has_one_as_new(
+    own: Iterable[ImageSet], job_id: str, received_at: str, jobs_before: Optional[Collection[str]] = None
+) -> bool:
+    """True if a complete set among these is that of this job, or came after it. Those of one server.
+
+    `jobs_before`: those whose sets were known when this one was received. Where that is not known, because it was
+    received elsewhere, the times have to tell: a clock that was wrong makes an older set of a newer one.
+    """
     records = [one.record for one in own if one.complete and not one.rotten and one.record is not None]
+    if jobs_before is not None:
+        return any(record.job_id not in jobs_before for record in records)
     return any(record.job_id == job_id or record.received_at > received_at for record in records)
 
 

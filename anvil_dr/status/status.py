@@ -53,6 +53,8 @@ class WaitingSet:
     """What a person finds them by."""
     problem: Optional[str] = None
     """Why they can't be used now; None if they can."""
+    jobs_before: Optional[Tuple[str, ...]] = None
+    """Those whose sets were known when it was complete; None for one that was received elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ def _about_waiting(
     for one in waiting:
         what, where = f"complete set, received {words.age(one.received_at, now)}", words.listed(one.devices)
         where = words.printable(f"cache drive {where}")
-        if sets.has_one_as_new(present, one.job_id, one.received_at):
+        if sets.has_one_as_new(present, one.job_id, one.received_at, one.jobs_before):
             yield Remark(f"a {what}, is on {where} and not needed any more: it is removed there", serious=False)
         elif one.problem is None:
             yield Remark(f"a {what}, is on {where} and on its way to the store", serious=False)

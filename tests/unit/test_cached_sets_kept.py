@@ -12,6 +12,7 @@ from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.errors import PeerGoneError
 from anvil_dr.model import INCOMPLETE
 from anvil_dr.receiving.target import Target
+from anvil_dr.records.state import State
 from tests.doubles.caching_box import MIB, CachingBox, two_disks, wait
 
 pytestmark = pytest.mark.slow
@@ -225,6 +226,39 @@ def test_what_was_not_renamed_yet_is_never_taken_for_half_an_image(waiting: Cach
         assert on_drive(waiting, FIRST) == before and all(one == before for one in seen)
         plug_in(waiting, target)
         assert waiting.stored(1)
+
+
+def test_a_clock_that_is_behind_makes_no_old_set_of_a_new_one(waiting: CachingBox) -> None:
+    """As after an empty battery, before the network tells the time."""
+    web = waiting
+    with web.box.running() as target:
+        wait(target)
+        target.now = lambda: "2024-01-01T00:00:30+00:00"
+        web.change(7)
+        assert web.send() == [None]
+        wait(target)
+    assert web.stored(7)
+    assert web.drives.names() == []
+
+
+def test_a_set_that_rotted_in_the_store_is_copied_from_its_drive_again(waiting: CachingBox) -> None:
+    web = waiting
+    (cached,) = cached_sets.all_of_them(web.box.config.state)
+    with web.box.running() as target:
+        wait(target)
+    cached_sets.keep(web.box.config.state, cached, {})  # as if the drive had been pulled behind the copy
+    for disk, content in two_disks(1).items():
+        (web.drives.folder(FIRST) / f"Web01_{disk}_1.raw").write_bytes(content)
+    with State.open(web.box.config.state) as state:
+        (record,) = state.set_records("Web01")
+        for image in record.images:
+            state.judge_image(image.identity, image.digest, "2026-11-26T00:00:00+00:00", "a bad sector")
+    with web.box.running() as target:
+        wait(target)
+        (record,) = target.state.set_records("Web01")
+        assert [image.rotten for image in record.images] == [None, None]
+        assert target.state.pending() == ()
+    assert web.stored(1)
 
 
 def test_a_server_that_was_activated_meanwhile_keeps_its_cached_set(waiting: CachingBox) -> None:
