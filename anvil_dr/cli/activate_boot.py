@@ -46,13 +46,15 @@ from anvil_dr.receiving.target import utc_now
 from anvil_dr.records.state import State
 from anvil_dr.rehearsal import rehearsal_stage
 from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
-from anvil_dr.status.status_text import Line
-from anvil_dr.words import count, listed, printable
+from anvil_dr.words import count, listed
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS: Final = 60.0
 """How long somebody at a terminal is shown guests that have not answered yet."""
+
+FRESH_SECONDS: Final = 60.0
+"""So long after it was shown, a plan is carried out without another look for signs of life."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
     """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
     seen = box.survey()
     box = replace(box, warnings=(*box.warnings, *_no_images(box, seen)))
-    planner = _Planner(box, seen, hypervisor, {} if manner.check else _life_signs(box, seen, request, manner))
-    plan = planner.plan(request)
+    planner = _Planner(box, seen, hypervisor, request, manner)
+    if not manner.check:
+        planner.look_for_life()
+    plan = planner.plan()
     if not (manner.as_json or manner.quiet):
         _show(plan, box.config, manner)
     if manner.check:
@@ -134,19 +138,16 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
             activate_view.show([activation_text.verdict(plan)])
         return 1 if plan.blocked or not plan.servers else 0
     typed: FrozenSet[str] = frozenset()
-    try:
-        if not manner.yes:
-            typed = _ask_for_force(plan)
-        if typed:
-            plan = planner.plan(replace(request, forced=typed))
-            _show(plan, box.config, manner)
-        wanted = manner.yes or not plan.ready or _says_yes(activation_text.question(plan))
-    except KeyboardInterrupt:
-        print("Nothing was booted.")
-        raise
-    if not wanted:
-        print("Nothing was booted.")
-        return 1
+    if not manner.yes:
+        try:
+            decided = _decide(planner, plan)
+        except KeyboardInterrupt:
+            print("Nothing was booted.")
+            raise
+        if decided is None:
+            print("Nothing was booted.")
+            return 1
+        plan, typed = decided
     forced = activate_record.tell_of_forced(plan, typed)
     began = time.monotonic()
     outcomes = _boot(box, plan, manner, hypervisor) if plan.ready else ()
@@ -159,41 +160,70 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
 
 
 class _Planner:
-    """Makes the plan anew when the admin decides something."""
+    """Makes the plan anew when the admin decides something, or when time has passed."""
 
-    def __init__(self, box: Box, seen: Survey, hypervisor: Hypervisor, alive: Mapping[str, Finding]) -> None:
-        self._box, self._seen, self._hypervisor, self._alive = box, seen, hypervisor, alive
+    def __init__(self, box: Box, seen: Survey, hypervisor: Hypervisor, request: Request, manner: Manner) -> None:
+        self._box, self._seen, self._hypervisor, self._request, self._manner = box, seen, hypervisor, request, manner
+        self._alive: Mapping[str, Finding] = {}
+        self._nowhere: Tuple[str, ...] = ()
 
-    def plan(self, request: Request) -> BootPlan:
+    def plan(self, forced: FrozenSet[str] = frozenset()) -> BootPlan:
         box = self._box
         return activate.plan(
             self._seen,
-            request,
+            replace(self._request, forced=forced),
             box.config.activation,
             box.store,
             self._hypervisor,
             LocalHost(),
             alive=self._alive,
-            warnings=box.warnings,
+            warnings=(*box.warnings, *self._nowhere),
         )
 
+    def look_for_life(self) -> None:
+        """Ask why originals may still run."""
+        config = self._box.config
+        servers = [found.server for found in activate.selected(self._seen, self._request.servers)]
+        known = nodes.known(config.state)
+        addresses = {server: rule.addresses for server, rule in config.activation.servers.items()}
+        asked = life_signs.to_probe(servers, known, addresses)
+        if asked and not self._manner.as_json:
+            print(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...", flush=True)
+            if not prober.can_ping():
+                print("Nobody is pinged: there is no ping here (apt install iputils-ping).", flush=True)
+        nowhere = life_signs.unknown(servers, known, addresses)
+        said = f"no address is known to ask for signs of life of {listed(nowhere)}: look for yourself"
+        self._nowhere = (said,) if nowhere else ()
+        self._alive = life_signs.judge(servers, known, addresses, prober.Prober(command.run).answers(asked))
 
-def _life_signs(box: Box, seen: Survey, request: Request, manner: Manner) -> Mapping[str, Finding]:
-    """Why originals may still run, by server."""
-    servers = [found.server for found in activate.selected(seen, request.servers)]
-    known = nodes.known(box.config.state)
-    addresses = {server: rule.addresses for server, rule in box.config.activation.servers.items()}
-    asked = life_signs.to_probe(servers, known, addresses)
-    if asked and not manner.as_json:
-        print(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...", flush=True)
-        if not prober.can_ping():
-            print("Nobody is pinged: there is no ping here (apt install iputils-ping).", flush=True)
-    nowhere = life_signs.unknown(servers, known, addresses)
-    if nowhere and not manner.as_json:
-        activate_view.show([
-            Line(f"No address is known to ask for signs of life of {printable(listed(nowhere))}: look for yourself.")
-        ])
-    return life_signs.judge(servers, known, addresses, prober.Prober(command.run).answers(asked))
+    def show(self, plan: BootPlan) -> None:
+        _show(plan, self._box.config, self._manner)
+
+
+def _decide(planner: _Planner, plan: BootPlan) -> Optional[Tuple[BootPlan, FrozenSet[str]]]:
+    """The plan that the admin says yes to, and the servers whose names were typed in; None if it was no.
+
+    Whoever thinks about it for long is asked again if something else would be booted by then.
+    """
+    typed: FrozenSet[str] = frozenset()
+    while True:
+        began = time.monotonic()
+        more = _ask_for_force(plan)
+        if more:
+            typed |= more
+            plan = planner.plan(typed)
+            planner.show(plan)
+        if plan.ready and not _says_yes(activation_text.question(plan)):
+            return None
+        if not plan.ready or time.monotonic() < began + FRESH_SECONDS:
+            return plan, typed
+        planner.look_for_life()
+        again = planner.plan(typed)
+        if [one.server for one in again.ready] == [one.server for one in plan.ready]:
+            return again, typed
+        print("While you decided, something changed:")
+        plan = again
+        planner.show(plan)
 
 
 def _no_images(box: Box, seen: Survey) -> Iterator[str]:

@@ -13,8 +13,9 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import libvirt
 import pytest
 
-from anvil_dr.activation import boot
-from anvil_dr.cli import activate
+from anvil_dr.activation import boot, nodes
+from anvil_dr.activation.life_signs import Node
+from anvil_dr.cli import activate, activate_boot
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.errors import HypervisorError
@@ -313,6 +314,37 @@ def test_on_a_terminal_its_name_must_be_typed_in(
     assert command()[0] == code
     assert running(hypervisor) == booted
     assert records(box)[0]["forced"] == ({"Web01": "its name was typed in"} if typed else {})
+
+
+@pytest.mark.parametrize(("again", "code", "booted"), [("Web01", 0, ["Db01", "Web01"]), ("", 1, ["Db01"])])
+def test_whoever_thinks_about_it_for_long_is_asked_again_if_the_original_came_back_meanwhile(
+    again: str, code: int, booted: List[str], box: FilledBox, command: Command, hypervisor: LibvirtHypervisor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keep(box, "Web01"), keep(box, "Db01")
+    questions: List[str] = []
+    answers = iter(["y", again, "y"])
+
+    def ask(question: str) -> str:
+        questions.append(question)
+        nodes.remember(str(box.state), "Web01", Node("an-a05n01", "127.0.0.2", "2026-11-25T00:00:00+00:00"))
+        return next(answers)
+
+    monkeypatch.setattr(activate_boot, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", ask)
+    ended, out, _ = command()
+    assert (ended, running(hypervisor)) == (code, booted)
+    assert "While you decided, something changed" in out
+    assert "node an-a05n01 (127.0.0.2)" in out
+    assert questions[0].startswith("Boot 2 servers here") and len(questions) == 3
+
+
+def test_servers_of_which_nobody_can_be_asked_are_named_in_json_too(box: FilledBox, command: Command) -> None:
+    keep(box, "Web01")
+    (warned,) = [text for text in json.loads(command("--yes", "--json")[1])["warnings"] if "address" in text]
+    assert warned == "no address is known to ask for signs of life of Web01: look for yourself"
+    assert warned in command("--yes")[1]
 
 
 def test_a_check_asks_nobody_because_its_node_is_alive_on_every_good_day(
