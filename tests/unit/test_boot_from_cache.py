@@ -161,6 +161,18 @@ def test_what_it_wrote_goes_to_the_store_once_it_is_released(
     assert cached_sets.firmware_of(str(box.state), cached) == {"nvram": b"vars"}
 
 
+def test_it_is_not_called_what_was_received_once_another_set_was_booted_after_it(
+    box: FilledBox, drives: FolderDrives, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    assert command("--yes")[0] == 0
+    assert booted(hypervisor)[0].startswith(str(drives.root))
+    hypervisor.destroy("Web01")
+    assert command("--yes", "--sequence", "1")[0] == 0
+    assert booted(hypervisor)[0].startswith(str(box.images))
+    (cached,) = cached_sets.of_server(str(box.state), "Web01")
+    assert [image.digest for image in cached.images] == ["", ""] and cached.ran_here_until is not None
+
+
 def test_it_goes_on_from_the_drive_the_second_time_and_says_if_that_is_not_there(
     box: FilledBox, drives: FolderDrives, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:
