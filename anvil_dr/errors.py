@@ -228,5 +228,22 @@ class HypervisorError(AnvilDrError):
         super().__init__(message)
 
 
+class NotStartedError(HypervisorError):
+    """A server was asked to shut down for its image, and does not run again, or may be off soon (`is_off` False)."""
+
+    def __init__(
+        self, server: str, reason: str, by_hand: str, *, is_off: bool = True, libvirt_code: Optional[int] = None
+    ) -> None:
+        """`by_hand` is the command that starts it."""
+        self.server, self.reason, self.by_hand, self.is_off = server, reason, by_hand, is_off
+        message = (
+            f"{server} was shut down for its image and could not be started again: {reason}; try: {by_hand}"
+            if is_off
+            else f"{server} {reason}; it may go off yet, and nobody starts it then: look with virsh domstate {server}, "
+            f"and when it is off: {by_hand}"
+        )
+        super().__init__(message, libvirt_code=libvirt_code)
+
+
 class ServiceError(AnvilDrError):
     """The service cannot start, or cannot be reached."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Dict, Final, Iterator, List, Mapping, Optional, Set, Tuple
 
 from anvil_dr import words
-from anvil_dr.errors import AnvilDrError, RemoteError
+from anvil_dr.errors import AnvilDrError, NotStartedError, RemoteError
 from anvil_dr.sending.send import Observer, OutgoingServer, ServerOutcome
 from anvil_dr.wire.protocol import JobPlan
 
@@ -83,8 +83,8 @@ class ServerReport:
     written_bytes: int = 0
     downtime_seconds: Optional[float] = None
     """None if it was not shut down for its image."""
-    not_started: Optional[AnvilDrError] = None
-    """Why it could not be started again."""
+    not_started: Optional[NotStartedError] = None
+    """Why it could not be started again, or that it may go off yet."""
 
     @property
     def complete(self) -> bool:
@@ -124,7 +124,7 @@ def server_reports(
     recorder: Recorder,
     session_error: Optional[AnvilDrError],
     downtime_seconds: Mapping[str, float],
-    not_started: Mapping[str, AnvilDrError],
+    not_started: Mapping[str, NotStartedError],
 ) -> Tuple[ServerReport, ...]:
     """In the order of `names`. A server of which nothing is known shares the fate of the session."""
     outgoing = {server.name: server for server in prepared}
@@ -220,8 +220,11 @@ def _server_lines(name: str, server: ServerReport) -> List[str]:
         if code not in _SAY_IT_THEMSELVES:
             lines.append(f"  what to do: {_ADVICE.get(code, _AGAIN)}")
     if server.not_started is not None:
-        lines.append(f"  IT IS OFF: {server.not_started}")
-        lines.append(f"  what to do: start it by hand, now: virsh start {name}")
+        if server.not_started.is_off:
+            lines.append(f"  IT IS OFF: {server.not_started}")
+            lines.append(f"  what to do: start it by hand, now: {server.not_started.by_hand}")
+        else:
+            lines.append(f"  IT MAY GO OFF YET: {server.not_started}")
     lines += [f"  warning: {warning}" for warning in server.outcome.warnings]
     return lines
 

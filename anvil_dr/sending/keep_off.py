@@ -12,19 +12,22 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Dict, Final, Iterator, List, Optional, Protocol
+from typing import Callable, Dict, Final, Iterator, List, Optional, Protocol, TypeVar
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import AnvilDrError, HypervisorError, SourceChangedError, SourceError, StateError
+from anvil_dr.errors import HypervisorError, NotStartedError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState, SourceHypervisor
 from anvil_dr.sending.off_notes import OffNote
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _OFF: Final = ("shut off", "gone")
-_START_TRIES: Final = 3
+_TRY_SECONDS: Final = 300.0
+"""How long libvirt is asked again and again while a server is off: it may be in the middle of an update."""
+_TRY_SECONDS_INTERRUPTED: Final = 60.0
+"""The same once the command is to end: systemd kills it after 90."""
 _BETWEEN_TRIES_SECONDS: Final = 2.0
-_LOOK_SECONDS: Final = 0.5
 
 _CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
     "paused": "is paused, so it cannot shut down; resume it or shut it down first",
@@ -55,6 +58,8 @@ class _Stopped:
     name: str
     start: Callable[[], None]
     asked_at: float
+    went_off: bool = False
+    """Until then one that runs is only slow to shut down."""
 
 
 class Keeper:
@@ -80,11 +85,13 @@ class Keeper:
         self._notes, self._interrupted, self._clock, self._sleep = notes, interrupted, clock, sleep
         self.tell: Callable[[str], None] = lambda text: None
         """Is told in words what takes long. To be replaced."""
-        self._late: List[_Stopped] = []
+        self._behind: List[_Stopped] = []
+        """Those that do not run again, or have not gone off yet."""
+        self._reconnect_first = False
         self.downtime_seconds: Dict[str, float] = {}
         """From the order to shut down until it was started again; only of servers that were shut down here."""
-        self.not_started: Dict[str, AnvilDrError] = {}
-        """Servers that were shut down here and could not be started again."""
+        self.not_started: Dict[str, NotStartedError] = {}
+        """Servers that were shut down here and could not be started again, or may yet go off."""
 
     def check(self, name: str) -> None:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
@@ -136,11 +143,10 @@ class Keeper:
         if self._interrupted():
             raise SourceError(f"{name} was not shut down, because the job was interrupted")
         stopped = _Stopped(name, self._noted(name), self._clock())
-        went_off = False
         try:
             self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
             self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
-            went_off = True
+            stopped.went_off = True
             state = self._state(name)
             if state not in _OFF:
                 raise SourceError(f"{name} was shut down and is {state} all the same; does a cluster watch over it?")
@@ -149,25 +155,32 @@ class Keeper:
             yield
             self._check_still_off(name)
         finally:
-            self._put_back(stopped, went_off)
+            self._put_back(stopped)
 
     def start_late(self) -> None:
         """Start servers that were too slow to shut down but go off after all; they get the same time once more.
 
-        For the end of a job. Returns at once if there are none, and soon after an interruption.
+        Those that could not be started are tried again. For the end of a job. Returns at once if all is well, and soon
+        after an interruption.
         """
-        if self._late:
-            names = ", ".join(stopped.name for stopped in self._late)
+        late = self._late()
+        if late:
+            names = ", ".join(stopped.name for stopped in late)
             self.tell(f"{names}: still shutting down; started again if off within {self._timeout_seconds:g} seconds")
         until = self._clock() + self._timeout_seconds
-        while self._late:
-            waiting, self._late = self._late, []
-            for stopped in waiting:
-                self._put_back(stopped, went_off=False)
-            if self._clock() >= until or self._interrupted():
+        while self._behind:
+            behind, self._behind = self._behind, []
+            for stopped in behind:
+                self._put_back(stopped, tries_seconds=0)
+            late = self._late()
+            if not late or self._clock() >= until or self._interrupted():
                 break
-            if self._late:
-                self._sleep(_LOOK_SECONDS)
+            self._sleep(_BETWEEN_TRIES_SECONDS)
+        for stopped in late:
+            reason = f"did not shut down within {self._timeout_seconds:g} seconds, nor since then"
+            log.warning("server may go off yet server=%s", stopped.name)
+            by_hand = self._by_hand(stopped.name)
+            self.not_started[stopped.name] = NotStartedError(stopped.name, reason, by_hand, is_off=False)
 
     # — inner parts —
 
@@ -195,12 +208,12 @@ class Keeper:
             self._check_still_off(name)
             return
         self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started after its image")
-        stopped = _Stopped(name, self._way_back(name, left.definition), self._clock())
+        stopped = _Stopped(name, self._way_back(name, left.definition), self._clock(), went_off=True)
         try:
             yield
             self._check_still_off(name)
         finally:
-            self._put_back(stopped, went_off=True)
+            self._put_back(stopped)
 
     def _noted(self, name: str) -> Callable[[], None]:
         """What starts this server again, after having noted that it will be off. A transient one ends with its
@@ -226,50 +239,70 @@ class Keeper:
         return start
 
     def _check_still_off(self, name: str) -> None:
-        state = self._state(name)
+        state = self._persist(lambda: self.hypervisor.state(name), _TRY_SECONDS)
         if state not in _OFF:
             raise SourceChangedError(name, f"somebody started it: it is {state}")
 
-    def _put_back(self, stopped: _Stopped, went_off: bool) -> None:
+    def _late(self) -> List[_Stopped]:
+        return [stopped for stopped in self._behind if not stopped.went_off]
+
+    def _put_back(self, stopped: _Stopped, *, tries_seconds: float = _TRY_SECONDS) -> None:
         """Start it, unless it runs. Never raises what libvirt says: `not_started` has it."""
         name = stopped.name
         try:
-            state = self._state(name)
-            if state in _OFF:
-                self._start(stopped)
-            elif state == "crashed":
+            state = self._persist(lambda: self._start_if_off(stopped), tries_seconds)
+            if state == "crashed":
                 raise HypervisorError("it has crashed and still holds its disks")
-            elif not went_off:
-                self._late.append(stopped)
-                return
         except HypervisorError as error:
             log.error("server not started server=%s error=%s", name, error)
-            left = self._notes.of(name)
-            by_hand = f"create {left.definition_path}" if left and left.definition is not None else f"start {name}"
-            self.not_started[name] = HypervisorError(
-                f"{name} was shut down for its image and could not be started again: {error}; try: virsh {by_hand}",
-                libvirt_code=error.libvirt_code,
+            self._behind.append(stopped)
+            self.not_started[name] = NotStartedError(
+                name, str(error), self._by_hand(name), libvirt_code=error.libvirt_code
             )
             return
+        if not stopped.went_off:
+            self._behind.append(stopped)
+            return
         self._notes.forget(name)
+        self.not_started.pop(name, None)
         self.downtime_seconds[name] = self._clock() - stopped.asked_at
         log.info("server runs again server=%s downtime_seconds=%.1f", name, self.downtime_seconds[name])
         self.tell(f"{name}: runs again, after {self.downtime_seconds[name]:.0f} seconds")
 
-    def _start(self, stopped: _Stopped) -> None:
-        """Raise HypervisorError once all tries have failed."""
-        for tries_left in reversed(range(_START_TRIES)):
+    def _start_if_off(self, stopped: _Stopped) -> DomainState:
+        """One try. Its state, as it was if it was not off: whoever watches over it, such as a cluster's resource
+        manager, may have been faster. Raise HypervisorError."""
+        state = self.hypervisor.state(stopped.name)
+        if state not in _OFF:
+            stopped.went_off = stopped.went_off or state == "crashed"
+            return state
+        stopped.went_off = True
+        stopped.start()
+        return "running"
+
+    def _by_hand(self, name: str) -> str:
+        left = self._notes.of(name)
+        return f"virsh create {left.definition_path}" if left and left.definition is not None else f"virsh start {name}"
+
+    def _persist(self, ask: Callable[[], T], tries_seconds: float) -> T:
+        """Ask libvirt until it answers, for so long and on new connections. Raise HypervisorError, the last one."""
+        began, told = self._clock(), False
+        while True:
             try:
-                stopped.start()
-                return
+                if self._reconnect_first:
+                    self._reconnect()
+                return ask()
             except HypervisorError as error:
-                log.warning("start failed server=%s tries_left=%d error=%s", stopped.name, tries_left, error)
-                if not tries_left:
+                self._reconnect_first = True
+                if self._interrupted():
+                    tries_seconds = min(tries_seconds, _TRY_SECONDS_INTERRUPTED)
+                if self._clock() - began >= tries_seconds:
                     raise
+                log.warning("libvirt is asked again error=%s", error)
+                if not told:
+                    self.tell(f"libvirt: {error}; tried again for up to {tries_seconds:g} seconds")
+                told = True
             self._sleep(_BETWEEN_TRIES_SECONDS)
-            self._reconnect()
-            if self._state(stopped.name) not in _OFF:
-                return  # whoever watches over it, such as a cluster's resource manager, was faster
 
     def _state(self, name: str) -> DomainState:
         """Ask once more on a new connection if the old one is broken, as after an update of libvirt."""
@@ -282,6 +315,7 @@ class Keeper:
 
     def _reconnect(self) -> None:
         old, self.hypervisor = self.hypervisor, self._connect()
+        self._reconnect_first = False
         try:
             old.close()
         except HypervisorError as error:

@@ -51,11 +51,19 @@ class Machine:
     connections: int = 0
     broken_connections: int = 0
     """Connections up to this number answer nothing any more."""
+    no_libvirt_until: float = 0.0
+    """Until then libvirt is restarted: nobody can connect, and no connection from before works any more."""
     after_shutdown: Callable[[], None] = lambda: None
 
     def connect(self) -> Connection:
+        if self.clock.time < self.no_libvirt_until:
+            raise HypervisorError("libvirtd is not running")
         self.connections += 1
         return Connection(self, self.connections)
+
+    def restart_libvirt(self, seconds: float) -> None:
+        self.no_libvirt_until = self.clock.time + seconds
+        self.broken_connections = self.connections
 
     def advance(self, name: str) -> None:
         """Let a guest that was asked to go off be off when it's time."""

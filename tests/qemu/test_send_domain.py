@@ -180,6 +180,6 @@ def test_a_server_that_does_not_shut_down_in_time_is_not_imaged_and_runs_on(
     hypervisor.boot(definition(web))  # still in its firmware, which has no ears
     with box.running():
         code, server = ended(start_send(libvirt, box, "--shutdown", "--shutdown-timeout", "1"))
-    assert (code, server["code"]) == (1, "Hypervisor")
+    assert (code, server["code"]) == (1, "NotStarted")
     assert "did not shut down within 1 seconds" in server["error"]
     assert hypervisor.state("Web01") == "running"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import List, Optional
 
+import pytest
 from rich.console import Console
 
 from anvil_dr.cli.progress import Lines, Silent, watcher
@@ -12,8 +13,8 @@ from anvil_dr.cli.progress_bars import Bars
 from anvil_dr.cli.send_report import Recorder, Report, ServerReport, server_reports, to_json, to_lines
 from anvil_dr.errors import (
     AnvilDrError,
-    HypervisorError,
     JobInterruptedError,
+    NotStartedError,
     PeerGoneError,
     RemoteError,
     SourceError,
@@ -144,14 +145,22 @@ def test_the_end_says_what_is_complete_what_failed_and_what_to_do() -> None:
     )
 
 
-def test_a_server_that_does_not_run_again_is_shouted_about_though_its_image_is_good() -> None:
-    down = HypervisorError("Web01 was shut down for its image and could not be started again: no memory")
+@pytest.mark.parametrize("by_hand", ["virsh start Web01", "virsh create /notes/Web01.xml"])
+def test_a_server_that_does_not_run_again_is_shouted_about_though_its_image_is_good(by_hand: str) -> None:
+    down = NotStartedError("Web01", "no memory", by_hand)
+    assert "could not be started again: no memory" in str(down)
     lines = to_lines(report(ServerReport(COMPLETE.outcome, not_started=down)))
     assert lines[0].startswith("Web01: complete")
-    assert lines[2:4] == (f"  IT IS OFF: {down}", "  what to do: start it by hand, now: virsh start Web01")
+    assert lines[2:4] == (f"  IT IS OFF: {down}", f"  what to do: start it by hand, now: {by_hand}")
     whole = report(ServerReport(COMPLETE.outcome, not_started=down))
     assert not whole.succeeded
     assert to_json(whole)["servers"][0]["error"] == str(down)  # type: ignore[index]
+
+
+def test_a_server_that_may_go_off_yet_is_not_said_to_be_off() -> None:
+    slow = NotStartedError("Web01", "did not shut down within 9 seconds", "virsh start Web01", is_off=False)
+    said = "\n".join(to_lines(report(ServerReport(COMPLETE.outcome, not_started=slow))))
+    assert f"IT MAY GO OFF YET: {slow}" in said and "IT IS OFF" not in said
 
 
 def test_json_has_the_keys_that_scripts_read() -> None:
