@@ -216,6 +216,7 @@ def _run(
             session_error = JobInterruptedError(interruption.by.name) if interruption.by is not None else error
         finally:
             if work.keeper is not None:
+                work.keeper.start_left_off(work.servers, HalfBack(options.state).refuse)
                 work.keeper.start_late()
     servers = server_reports(
         work.servers,

@@ -12,10 +12,11 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Dict, Final, Iterator, List, Optional, Protocol, TypeVar
+from functools import partial
+from typing import Callable, Dict, Final, Iterable, Iterator, List, Optional, Protocol, TypeVar
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import HypervisorError, NotStartedError, SourceChangedError, SourceError, StateError
+from anvil_dr.errors import AnvilDrError, HypervisorError, NotStartedError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState, SourceHypervisor
 from anvil_dr.sending.off_notes import OffNote
 
@@ -29,6 +30,7 @@ _TRY_SECONDS_INTERRUPTED: Final = 60.0
 """The same once the command is to end: systemd kills it after 90."""
 _BETWEEN_TRIES_SECONDS: Final = 2.0
 
+_HELD: Final = "{name} is being imaged by another run of anvil-dr-send on this node; wait for that one to end"
 _CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
     "paused": "is paused, so it cannot shut down; resume it or shut it down first",
     "suspended": "is suspended, so it cannot shut down; wake it or shut it down first",
@@ -46,6 +48,10 @@ class Notes(Protocol):
         """Raise StateError."""
         ...
 
+    def take_over(self, server: str) -> bool:
+        """This run will start it now. False if another one will, which still lives. Raise StateError."""
+        ...
+
     def of(self, server: str) -> Optional[OffNote]: ...
 
     def forget(self, server: str) -> None: ...
@@ -57,7 +63,8 @@ class _Stopped:
 
     name: str
     start: Callable[[], None]
-    asked_at: float
+    asked_at: Optional[float]
+    """None if it was another run that asked, and this one has not even read its disks."""
     went_off: bool = False
     """Until then one that runs is only slow to shut down."""
 
@@ -103,7 +110,7 @@ class Keeper:
             )
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
-        self._refuse(name, state)
+        self._refuse(name, state, left)
         if left is not None and state not in _OFF:
             self._notes.forget(name)
 
@@ -136,13 +143,14 @@ class Keeper:
         state, left = self._state(name), self._notes.of(name)
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
-        self._refuse(name, state)
+        self._refuse(name, state, left)
         if state in _OFF:
             yield from self._off_already(name, left)
             return
         if self._interrupted():
             raise SourceError(f"{name} was not shut down, because the job was interrupted")
-        stopped = _Stopped(name, self._noted(name), self._clock())
+        asked_at = self._clock()
+        stopped = _Stopped(name, self._noted(name), asked_at)
         try:
             self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
             self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
@@ -150,7 +158,7 @@ class Keeper:
             state = self._state(name)
             if state not in _OFF:
                 raise SourceError(f"{name} was shut down and is {state} all the same; does a cluster watch over it?")
-            log.info("server off server=%s seconds=%.1f", name, self._clock() - stopped.asked_at)
+            log.info("server off server=%s seconds=%.1f", name, self._clock() - asked_at)
             self.tell(f"{name}: off")
             yield
             self._check_still_off(name)
@@ -182,9 +190,32 @@ class Keeper:
             by_hand = self._by_hand(stopped.name)
             self.not_started[stopped.name] = NotStartedError(stopped.name, reason, by_hand, is_off=False)
 
+    def start_left_off(self, names: Iterable[str], refuse: Callable[[str], None]) -> None:
+        """Start those that a run which was killed has left off, and that this job did not come to.
+
+        For the end of a job, whatever became of it. `refuse` raises AnvilDrError for one that must not be started.
+        """
+        handled = {stopped.name for stopped in self._behind}
+        for name in names:
+            left = self._notes.of(name)
+            if name in handled or left is None or not left.since_this_boot or left.held:
+                continue
+            try:
+                refuse(name)
+                if self._persist(partial(self._is_saved, name), _TRY_SECONDS) or not self._notes.take_over(name):
+                    continue  # somebody has started it since
+            except AnvilDrError as error:
+                log.error("server left off server=%s error=%s", name, error)
+                self.tell(f"{name}: off since {left.since}, when a run was broken off, and left off: {error}")
+                continue
+            self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started now")
+            self._put_back(_Stopped(name, self._way_back(name, left.definition), None, went_off=True))
+
     # — inner parts —
 
-    def _refuse(self, name: str, state: DomainState) -> None:
+    def _refuse(self, name: str, state: DomainState, left: Optional[OffNote]) -> None:
+        if left is not None and left.held:
+            raise SourceError(_HELD.format(name=name))
         if state == "gone":
             return
         if state == "shut off":
@@ -199,6 +230,9 @@ class Keeper:
         if not self._shut_down:
             raise SourceError(f"{name} is running, so its image would be torn; shut it down, or use --shutdown")
 
+    def _is_saved(self, name: str) -> bool:
+        return self.hypervisor.state(name) == "shut off" and self.hypervisor.is_saved(name)
+
     def _off_already(self, name: str, left: Optional[OffNote]) -> Iterator[None]:
         """One that a run has shut down that was killed, is started; any other stays off."""
         if left is None or not left.since_this_boot:
@@ -207,6 +241,8 @@ class Keeper:
             yield
             self._check_still_off(name)
             return
+        if not self._notes.take_over(name):
+            raise SourceError(_HELD.format(name=name))
         self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started after its image")
         stopped = _Stopped(name, self._way_back(name, left.definition), self._clock(), went_off=True)
         try:
@@ -265,6 +301,10 @@ class Keeper:
             return
         self._notes.forget(name)
         self.not_started.pop(name, None)
+        if stopped.asked_at is None:
+            log.info("server runs again server=%s", name)
+            self.tell(f"{name}: runs again")
+            return
         self.downtime_seconds[name] = self._clock() - stopped.asked_at
         log.info("server runs again server=%s downtime_seconds=%.1f", name, self.downtime_seconds[name])
         self.tell(f"{name}: runs again, after {self.downtime_seconds[name]:.0f} seconds")

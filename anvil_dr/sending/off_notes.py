@@ -1,17 +1,19 @@
 """Which servers were shut down for their image and don't run again yet: what a node must know after a crash.
 
 Reads and writes `<folder>/off/<server>.json`, and `<server>.xml` beside it for a transient server, whose definition is
-nowhere else once it is off.
+nowhere else once it is off. The run that will start the server again has the note locked (flock) for as long as it
+lives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Final, Optional
+from typing import BinaryIO, Dict, Final, Optional
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageNameError, StateError
@@ -37,6 +39,8 @@ class OffNote:
     """Where that text lies."""
     since_this_boot: bool
     """False if the node was started since: then whoever watches over the server may have it elsewhere by now."""
+    held: bool = False
+    """Another run, which still lives, will start it."""
 
 
 class OffNotes:
@@ -45,6 +49,7 @@ class OffNotes:
     def __init__(self, folder: str = FOLDER, *, boot_id: Optional[str] = None) -> None:
         self._folder = os.path.join(folder, "off")
         self._boot_id = _read_boot_id() if boot_id is None else boot_id
+        self._locks: Dict[str, BinaryIO] = {}
 
     def path(self, server: str) -> str:
         """Where a transient server's definition is kept."""
@@ -61,11 +66,23 @@ class OffNotes:
                 # A definition may hold passwords.
                 durable.replace(self.path(server), definition.encode("utf-8"), mode=0o600)
             durable.replace(self._note(server), content.encode("utf-8"), mode=0o600)
+            # The server still runs, so nobody takes it for left off before this.
+            self._hold(server, fcntl.LOCK_EX)
         except ImageNameError as error:
             raise StateError(str(error)) from error
         except OSError as error:
             raise StateError(f"{self._note(server)} cannot be written: {error.strerror}") from error
         log.info("noted as off server=%s path=%s", server, self._note(server))
+
+    def take_over(self, server: str) -> bool:
+        """This run is the one that will start it. False if another one will, which still lives. Raise StateError."""
+        try:
+            self._hold(server, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise StateError(f"{self._note(server)} cannot be locked: {error.strerror}") from error
+        return True
 
     def of(self, server: str) -> Optional[OffNote]:
         """None if it was not shut down here, or runs again. One that makes no sense is logged."""
@@ -73,12 +90,13 @@ class OffNotes:
             naming.check_server_name(server)
             with open(self._note(server), encoding="utf-8") as file:
                 kept = json.loads(file.read(_MAX_BYTES))
+                held = server not in self._locks and _is_locked(file.fileno())
             definition: Optional[str] = None
             if kept["transient"]:
                 with open(self.path(server), encoding="utf-8") as file:
                     definition = file.read(_MAX_BYTES)
             same_boot = str(kept["boot_id"]) == self._boot_id != ""
-            return OffNote(server, str(kept["since"]), definition, self.path(server), same_boot)
+            return OffNote(server, str(kept["since"]), definition, self.path(server), same_boot, held)
         except (FileNotFoundError, ImageNameError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -94,9 +112,33 @@ class OffNotes:
                 continue
             except OSError as error:
                 log.warning("a note stays behind path=%s error=%s", path, error)
+        self._let_go(server)
+
+    def _hold(self, server: str, how: int) -> None:
+        self._let_go(server)
+        note = open(self._note(server), "rb")
+        try:
+            fcntl.flock(note, how)
+        except OSError:
+            note.close()
+            raise
+        self._locks[server] = note
+
+    def _let_go(self, server: str) -> None:
+        if server in self._locks:
+            self._locks.pop(server).close()
 
     def _note(self, server: str) -> str:
         return os.path.join(self._folder, f"{server}.json")
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether another process, or another open file, has it locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _read_boot_id() -> str:

@@ -23,6 +23,12 @@ class MemoryNotes:
     def keep(self, server: str, definition: Optional[str]) -> None:
         self.kept[server] = OffNote(server, "2026-11-25T01:00:00+00:00", definition, self.path(server), True)
 
+    def take_over(self, server: str) -> bool:
+        return not self.kept[server].held
+
+    def another_run_has(self, server: str) -> None:
+        self.kept[server] = replace(self.kept[server], held=True)
+
     def of(self, server: str) -> Optional[OffNote]:
         return self.kept.get(server)
 

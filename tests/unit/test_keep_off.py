@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable, List
 
@@ -267,6 +269,86 @@ def test_a_server_that_a_killed_run_left_off_is_imaged_as_it_lies_and_started_by
         assert machine.events == [], "it is off already"
     assert machine.events == [way_back]
     assert machine.notes.kept == {}
+
+
+def nothing_is_refused(server: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_server_that_a_killed_run_left_off_is_started_though_the_job_never_came_to_it(transient: bool) -> None:
+    machine = Machine(transient={"Web01"} if transient else set())
+    kill_while_off(machine)
+    kept = keeper(machine, shut_down=False)
+    kept.start_left_off(["Db01", "Web01"], nothing_is_refused)
+    assert machine.domains == {"Web01": "running"} and machine.notes.kept == {}
+    assert kept.not_started == {} and kept.downtime_seconds == {}, "nobody knows how long it was off"
+
+
+def test_a_server_that_was_left_off_and_cannot_be_started_is_reported() -> None:
+    machine = Machine(start_errors=["no memory"] * 9999)
+    kill_while_off(machine)
+    kept = keeper(machine)
+    kept.start_left_off(["Web01"], nothing_is_refused)
+    kept.start_late()
+    assert "no memory" in str(kept.not_started["Web01"]) and list(machine.notes.kept) == ["Web01"]
+
+
+@pytest.mark.parametrize("why", ["no note", "node was started", "another run lives", "saved", "refused"])
+def test_a_server_that_is_off_for_a_reason_of_its_own_is_not_started(why: str) -> None:
+    machine = Machine()
+    kill_while_off(machine)
+    if why == "no note":
+        machine.notes.forget("Web01")
+    elif why == "node was started":
+        machine.notes.node_was_started()
+    elif why == "another run lives":
+        machine.notes.another_run_has("Web01")
+    elif why == "saved":
+        machine.saved.add("Web01")
+
+    def refuse(server: str) -> None:
+        if why == "refused":
+            raise SourceError("its disks are part old and part new")
+
+    keeper(machine).start_left_off(["Web01"], refuse)
+    assert machine.events == []
+
+
+def test_a_server_that_another_run_keeps_off_is_neither_imaged_nor_started() -> None:
+    machine = Machine()
+    kill_while_off(machine)
+    machine.notes.another_run_has("Web01")
+    kept = keeper(machine)
+    with pytest.raises(SourceError, match="imaged by another run"):
+        kept.check("Web01")
+    with pytest.raises(SourceError, match="imaged by another run"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == [] and list(machine.notes.kept) == ["Web01"]
+
+
+def test_a_note_belongs_to_the_run_that_wrote_it_until_that_ends(tmp_path: Path) -> None:
+    ours, theirs = (OffNotes(str(tmp_path), boot_id="one") for _ in range(2))
+
+    def held(notes: OffNotes) -> bool:
+        note = notes.of("Web01")
+        assert note is not None
+        return note.held
+
+    program = "from anvil_dr.sending.off_notes import OffNotes; import sys\n"
+    program += "kept = OffNotes(sys.argv[1], boot_id='one'); kept.keep('Web01', None); print(); sys.stdin.read()"
+    argv = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        assert held(ours) and not ours.take_over("Web01")
+        run.kill()
+    assert not held(ours) and not held(theirs)
+    assert ours.take_over("Web01") and not held(ours)
+    assert held(theirs) and not theirs.take_over("Web01")
+    ours.forget("Web01")
+    theirs.keep("Web01", None)
+    assert held(ours) and not held(theirs)
 
 
 def test_after_a_restart_of_the_node_nothing_is_started_that_may_run_elsewhere_by_now() -> None:

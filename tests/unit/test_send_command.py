@@ -16,6 +16,7 @@ import pytest
 
 from anvil_dr.cli import send
 from anvil_dr.cli.interruption import Interruption
+from anvil_dr.sending.off_notes import OffNotes
 from tests.doubles.dr_box import DrBox, Node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +117,32 @@ def test_a_libvirt_that_is_not_there_is_said_once_for_each_server(
     assert send.main([*arguments, "Web01"]) == 1
     report: Any = json.loads(capsys.readouterr().out)
     assert report["servers"][0]["code"] == "Hypervisor" and "libvirtd" in report["servers"][0]["error"]
+
+
+NODE = """<node><domain type='test'>
+  <name>Web01</name><memory>8192</memory><os><type>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'><driver type='raw'/><source file='{image}'/><target dev='vda'/></disk>
+  </devices>
+  <test:runstate xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>5</test:runstate>
+</domain></node>"""
+
+
+@pytest.mark.parametrize("trouble", ["no DR box", "no disk"])
+def test_a_server_that_a_killed_run_left_off_is_started_whatever_keeps_this_job_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    """Libvirt's test driver has a server that is off."""
+    image, libvirt = tmp_path / "Web01_0.img", tmp_path / "node.xml"
+    libvirt.write_text(NODE.format(image=image))
+    if trouble != "no disk":
+        image.write_bytes(bytes(4096))
+    OffNotes(str(tmp_path)).keep("Web01", None)
+    arguments = ["--to", f"unix:{tmp_path}/none", "--connect", f"test://{libvirt}", "--state", str(tmp_path)]
+    assert send.main([*arguments, "Web01"]) == 1
+    said = capsys.readouterr()
+    assert "Web01: FAILED" in said.out and "it is started now" in said.err and "Web01: runs again" in said.err
+    assert OffNotes(str(tmp_path)).of("Web01") is None
 
 
 def test_the_stub_in_bin_runs_it() -> None:
