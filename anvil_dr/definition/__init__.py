@@ -15,7 +15,7 @@ from anvil_dr.definition.differing import differences
 from anvil_dr.definition.disks import SourceDisk, disk_name, source_disks
 from anvil_dr.definition.making import DiskTarget, Made, make_dr_definition
 from anvil_dr.definition.memory_files import avoid as avoid_memory_files
-from anvil_dr.definition.reading import Definition, parse, server_name
+from anvil_dr.definition.reading import Definition, parse, server_name, uuid_of
 from anvil_dr.definition.requirements import (
     CpuRequirement,
     DiskRequirement,
@@ -47,4 +47,5 @@ __all__ = [
     "requirements",
     "server_name",
     "source_disks",
+    "uuid_of",
 ]

@@ -11,7 +11,7 @@ from lxml import etree
 
 from anvil_dr.definition import network_rules
 from anvil_dr.definition.disks import source_disks
-from anvil_dr.definition.reading import Definition, attribute_of, elements, parse, shown, text_of
+from anvil_dr.definition.reading import Definition, attribute_of, elements, parse, shown, text_of, uuid_of
 from anvil_dr.definition.requirements import memory_bytes, vcpus
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -25,7 +25,7 @@ def differences(source_xml: str, dr_xml: str, left_out: Collection[str] = ()) ->
     source, ours = parse(source_xml), parse(dr_xml)
     return (
         *_changed("name", text_of(source.root, "name"), text_of(ours.root, "name")),
-        *_changed("UUID", _uuid(source), _uuid(ours)),
+        *_changed("UUID", uuid_of(source), uuid_of(ours)),
         *_changed("RAM", _in_words(memory_bytes(source)), _in_words(memory_bytes(ours))),
         *_changed("virtual CPUs", str(vcpus(source)), str(vcpus(ours))),
         *_changed("machine type", *(attribute_of(each.root, "os/type", "machine") for each in (source, ours))),
@@ -68,11 +68,6 @@ def _interfaces(definition: Definition) -> Dict[str, str]:
             key = mac or f"without a MAC, number {len(found) + 1}"
             found[key] = f"interface {shown(key)} ({shown(network)})"
     return found
-
-
-def _uuid(definition: Definition) -> Optional[str]:
-    said = text_of(definition.root, "uuid")
-    return said.strip().lower() if said else None
 
 
 def _firmware(definition: Definition) -> str:

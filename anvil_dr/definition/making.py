@@ -16,7 +16,7 @@ from lxml import etree
 from anvil_dr.definition import devices, disk_rules, firmware, memory_files, scrub
 from anvil_dr.definition.disk_rules import DiskTarget
 from anvil_dr.definition.notes import Notes
-from anvil_dr.definition.reading import elements, parse, server_name, shown, tag_of
+from anvil_dr.definition.reading import elements, parse, read_uuid, server_name, shown, tag_of
 from anvil_dr.errors import DefinitionError
 
 __all__ = ["DiskTarget", "Made", "make_dr_definition"]
@@ -153,6 +153,16 @@ def _genid(element: etree._Element, notes: Notes) -> None:
     element.text = None
 
 
+def _uuid(element: etree._Element, notes: Notes) -> None:
+    """As libvirt writes it, since it names files here. Without one libvirt chooses one at each boot."""
+    said = read_uuid(element.text or "")
+    if said is None:
+        notes.removed(f"<uuid> {shown(element.text or '')}", "it is none")
+        scrub.remove(element)
+    else:
+        element.text = said
+
+
 def _vcpu(element: etree._Element, notes: Notes) -> None:
     if element.get("cpuset") or element.get("placement") == "auto":
         notes.removed("the placement of <vcpu>", _NODES_HARDWARE)
@@ -242,5 +252,6 @@ _RULES: Final[Mapping[str, Callable[[etree._Element, Notes], None]]] = {
     "resource": _resource,
     "seclabel": _seclabel,
     "sysinfo": _sysinfo,
+    "uuid": _uuid,
     "vcpu": _vcpu,
 }

@@ -86,6 +86,19 @@ def attribute_of(parent: etree._Element, path: str, name: str) -> Optional[str]:
     return None if found is None else found.get(name)
 
 
+def read_uuid(text: str) -> Optional[str]:
+    """A UUID as libvirt writes it, from any way that it reads one (virUUIDParse); None if it is none."""
+    digits = "".join(text.split()).replace("-", "").lower()
+    if not re.fullmatch("[0-9a-f]{32}", digits):
+        return None
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def uuid_of(definition: Definition) -> Optional[str]:
+    """The domain's UUID as libvirt writes it; None if it has none."""
+    return read_uuid(text_of(definition.root, "uuid") or "")
+
+
 def line_of(element: etree._Element) -> int:
     """The line that an element begins on; 0 for one that was not read."""
     line: object = element.sourceline

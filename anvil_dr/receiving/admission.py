@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import os
 from dataclasses import dataclass
-from typing import Collection, Dict, Literal, Mapping, Sequence, Tuple
+from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
-from anvil_dr import definition, naming, words
+from anvil_dr import definition, definition_files, naming, words
 from anvil_dr.cycling import cycle, placement, rotation, sets
 from anvil_dr.errors import (
+    DefinitionError,
     ImageInUseError,
     NotAllowedError,
     ServerActivatedError,
@@ -60,8 +62,13 @@ class _Intent:
     warnings: Tuple[str, ...]
 
 
-def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> Tuple[str, ...]:
-    """Raise what is wrong with one server of a job; return warnings about its definition."""
+def check_server(
+    target: Target, offer: ServerOffer, allowed: Sequence[str], beside: Sequence[ServerOffer] = ()
+) -> Tuple[str, ...]:
+    """Raise what is wrong with one server of a job; return warnings about its definition.
+
+    `beside` are the servers of the same job that have been taken already.
+    """
     if not any(fnmatch.fnmatchcase(offer.name, pattern) for pattern in allowed):
         raise NotAllowedError(offer.name)
     for disk in offer.disks:
@@ -69,9 +76,41 @@ def check_server(target: Target, offer: ServerOffer, allowed: Sequence[str]) -> 
             Owner(offer.name, disk.name), target.store.kind, target.config.store.locations, target.config.copies
         )
     warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
+    _refuse_twin(target, offer, beside)
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
     return warnings
+
+
+def _refuse_twin(target: Target, offer: ServerOffer, beside: Sequence[ServerOffer]) -> None:
+    """Two domains with one UUID can't run on one host, and share one TPM. Who was here first stays.
+
+    Only asked of a server whose definition would be made by this job: an older one is the admin's.
+    """
+    folder = target.config.definitions
+    uuid = definition.uuid_of(definition.parse(offer.definition))
+    if uuid is None or os.path.lexists(definition_files.path_of(folder, offer.name)):
+        return
+    try:
+        others = [(one.server, one.xml) for one in definition_files.read_all(folder)]
+    except DefinitionError as error:
+        log.warning("nobody can tell whose UUID is whose: %s", error)
+        others = []
+    for server, xml in (*others, *((one.name, one.definition) for one in beside)):
+        if _uuid(xml) == uuid:
+            raise DefinitionError(
+                f"its UUID {uuid} is that of server {server}, so that only one of them could be booted here; if that "
+                f"was renamed, remove {definition_files.path_of(folder, server)} on the DR box; if not, give one of "
+                "them another UUID on its node",
+                server=offer.name,
+            )
+
+
+def _uuid(xml: str) -> Optional[str]:
+    try:
+        return definition.uuid_of(definition.parse(xml))
+    except DefinitionError:
+        return None
 
 
 def claim_names(target: Target, offer: ServerOffer) -> None:

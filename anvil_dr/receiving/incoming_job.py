@@ -145,7 +145,7 @@ class IncomingJob:
         plans: List[ServerPlan] = []
         for offer in job.servers:
             try:
-                warnings = self._admit_one(offer)
+                warnings = self._admit_one(offer, accepted)
             except AnvilDrError as error:
                 plans.append(self._refuse(offer, error))
             else:
@@ -162,9 +162,9 @@ class IncomingJob:
             accepted.clear()
         return plans
 
-    def _admit_one(self, offer: ServerOffer) -> Tuple[str, ...]:
+    def _admit_one(self, offer: ServerOffer, accepted: Sequence[ServerOffer]) -> Tuple[str, ...]:
         announcement.check_server(offer)
-        warnings = admission.check_server(self._target, offer, self._allowed)
+        warnings = admission.check_server(self._target, offer, self._allowed, accepted)
         self._target.occupy(offer.name, self._id)
         try:
             admission.claim_names(self._target, offer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +37,11 @@ DOMAIN = """<domain type='qemu'>
   </devices>
 </domain>
 """
+
+
+def uuid_of(server: str) -> str:
+    """A UUID for each name, always the same."""
+    return str(uuid.uuid5(uuid.NAMESPACE_DNS, server))
 
 
 @dataclass
@@ -158,7 +164,8 @@ class Node:
 
     folder: Path
     name: str = "Web01"
-    uuid: str = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
+    uuid: str = ""
+    """Empty for one of its own."""
     disks: Dict[str, bytes] = field(default_factory=dict)
 
     def outgoing(self, disks: Optional[Sequence[str]] = None) -> OutgoingServer:
@@ -177,7 +184,7 @@ class Node:
             f"<source file='{self.folder / name}.img'/><target dev='vd{chr(97 + n)}' bus='virtio'/></disk>"
             for n, name in enumerate(names)
         )
-        return DOMAIN.format(name=self.name, uuid=self.uuid, disks=disks)
+        return DOMAIN.format(name=self.name, uuid=self.uuid or uuid_of(self.name), disks=disks)
 
     def _disk(self, name: str, path: str) -> OutgoingDisk:
         return OutgoingDisk(name, path, len(self.disks[name]), lambda: source.open_source(path))

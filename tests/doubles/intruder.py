@@ -34,11 +34,10 @@ from anvil_dr.wire.protocol import (
     ServerOffer,
     decode,
 )
-from tests.doubles.dr_box import DOMAIN, DrBox
+from tests.doubles.dr_box import DOMAIN, DrBox, uuid_of
 
 DIGESTER = digest.digester(digest.available()[0])
 _F_SETPIPE_SZ = 1031
-UUID = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
 
 
 def definition(server: str, disks: Sequence[str]) -> str:
@@ -47,7 +46,7 @@ def definition(server: str, disks: Sequence[str]) -> str:
         f"<target dev='vd{chr(97 + number % 26)}{number // 26 or ''}' bus='virtio'/></disk>"
         for number, disk in enumerate(disks)
     )
-    return DOMAIN.format(name=server, uuid=UUID, disks=rows)
+    return DOMAIN.format(name=server, uuid=uuid_of(server), disks=rows)
 
 
 def offer(

@@ -33,12 +33,10 @@ from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingDisk, OutgoingS
 from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
-from tests.doubles.dr_box import DOMAIN, Quiet
+from tests.doubles.dr_box import DOMAIN, Quiet, uuid_of
 from tests.doubles.memory_store import Fate, FatefulStore, MemoryStore
 from tests.doubles.provenance import Push
 from tests.doubles.wire import Bytes
-
-UUID = "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"
 
 
 class World(Protocol):
@@ -212,7 +210,7 @@ def outgoing(push: Push, fails: bool) -> OutgoingServer:
     )
     return OutgoingServer(
         push.server,
-        DOMAIN.format(name=push.server, uuid=UUID, disks=disks),
+        DOMAIN.format(name=push.server, uuid=uuid_of(push.server), disks=disks),
         tuple(disk(name) for name in push.disks),
         nullcontext,
         firmware={name: push.firmware_content(name) for name in push.firmware},

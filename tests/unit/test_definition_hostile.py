@@ -264,6 +264,18 @@ def test_a_new_generation_id_tells_the_guest_that_it_was_put_back() -> None:
     assert made(domain(rest="<genid>9f5c1d2e-0b7a-4c63-a1f8-64e2d3b5c7a9</genid>"), "genid").text is None
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("5C3B1F0A9D1E4B6B8A3C0F6A1D2E3B4C", "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"),
+        (" 5c3b1f0a-9d1e4b6b-8a3c-0f6a1d2e3b4c ", "5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c"),
+        ("..", None),
+    ],
+)
+def test_a_uuid_names_files_here_so_that_it_is_one(said: str, kept: Optional[str]) -> None:
+    assert etree.fromstring(make(domain(rest=f"<uuid>{said}</uuid>")).xml).findtext("uuid") == kept
+
+
 def test_a_usb_device_is_not_taken_from_the_dr_box_even_if_it_is_asked_for_by_name() -> None:
     source = "<source startupPolicy='mandatory' missing='yes'><vendor id='0x0529'/><product id='0x0001'/></source>"
     result = make(domain(f"<hostdev mode='subsystem' type='usb'>{source}</hostdev>"))
