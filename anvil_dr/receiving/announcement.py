@@ -14,6 +14,8 @@ from anvil_dr.wire.protocol import MAX_DISKS, MAX_FIRMWARE_BYTES, MAX_FIRMWARE_F
 
 _NAME_CHARACTERS: Final = 255
 _LEFT_OUT: Final = 256
+MAX_DISK_BYTES: Final = 64 << 40
+"""Of a disk that has nothing in it, each segment costs time here and nothing at the node."""
 
 # swtpm's files are tpm2-00.permall and .lock; the names become names of files here.
 _FIRMWARE: Final = re.compile(r"nvram|tpm/(?!\.\.?\Z)[A-Za-z0-9_.+-]{1,128}")
@@ -44,6 +46,11 @@ def check_server(offer: ServerOffer) -> None:
         naming.check_disk_name(disk.name)
         if disk.size_bytes < 1:
             raise ProtocolError(f"server {offer.name} disk {disk.name}: its size is {disk.size_bytes} bytes")
+        if disk.size_bytes > MAX_DISK_BYTES:
+            raise ProtocolError(
+                f"server {offer.name} disk {disk.name}: its size is {disk.size_bytes} bytes, and a disk has at most "
+                f"{MAX_DISK_BYTES >> 40} TiB"
+            )
         if disk.data_bytes is not None and disk.data_bytes > disk.size_bytes:
             raise ProtocolError(f"server {offer.name} disk {disk.name}: it has more data than it has bytes")
     if len(set(disks)) < len(disks) or len({disk.path for disk in offer.disks}) < len(disks):

@@ -135,6 +135,7 @@ class DiskReceiver:
         if count < 1 or first + count > self._segments:
             raise ProtocolError("ZEROS goes past the end of the disk")
         for segment in range(first, first + count):
+            self._channel.check()  # a few bytes of the node's can mean minutes of work
             present = self._next_present(segment)
             if segment in self._open:
                 raise ProtocolError(f"ZEROS came for segment {segment}, which has blocks")

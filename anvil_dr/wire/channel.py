@@ -174,6 +174,16 @@ class Channel:
                 os.write(self._waker[1], b"!")
             self._abandoned.set()
 
+    def check(self) -> None:
+        """For whoever works for long without a frame. Raise PeerGoneError once it was abandoned, ProtocolError."""
+        if self._abandoned.is_set():
+            raise PeerGoneError(self._abandoned_because)
+        if self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            raise ProtocolError(self._deadline[1])
+        standstill_seconds = self._standstill_seconds
+        if standstill_seconds is not None and time.monotonic() >= self._moved_at + standstill_seconds:
+            raise PeerStandstillError(standstill_seconds)
+
     def close(self) -> None:
         """Close both descriptors. No thread may use the channel any more, but to abandon it."""
         with self._waker_lock:
@@ -184,7 +194,7 @@ class Channel:
     def _write(self, parts: List[memoryview]) -> None:
         pace = self.pace
         while parts:
-            self._check()
+            self.check()
             try:
                 written = os.writev(self._out, parts[:_BUFFERS_PER_CALL] if pace is None else [parts[0][:_PACED_BYTES]])
             except BlockingIOError:
@@ -197,7 +207,7 @@ class Channel:
             self.sent_bytes += written
             self._moved_at = time.monotonic()
             if pace is not None:
-                self.waited_seconds += pace.wait(written, self._check)
+                self.waited_seconds += pace.wait(written, self.check)
             while parts and written >= len(parts[0]):
                 written -= len(parts.pop(0))
             if written:
@@ -205,7 +215,7 @@ class Channel:
 
     def _read(self, into: memoryview) -> None:
         while into:
-            self._check()
+            self.check()
             try:
                 count = os.readv(self._in, [into if self.pace_in is None else into[:_PACED_BYTES]])
             except BlockingIOError:
@@ -217,27 +227,18 @@ class Channel:
                 raise PeerGoneError()
             self.received_bytes += count
             if self.pace_in is not None:
-                self.pace_in.wait(count, self._check)
+                self.pace_in.wait(count, self.check)
             into = into[count:]
 
     def _wait(self, fd: int, event: int) -> None:
         silent_at = time.monotonic() + self._silence_seconds
         while True:
-            self._check()
+            self.check()
             ends_at = silent_at if self._deadline is None else min(silent_at, self._deadline[0])
             if _ready(fd, event, min(ends_at - time.monotonic(), _LOOK_SECONDS), self._waker):
                 return
             if time.monotonic() >= silent_at:
                 raise PeerTimeoutError(self._silence_seconds)
-
-    def _check(self) -> None:
-        if self._abandoned.is_set():
-            raise PeerGoneError(self._abandoned_because)
-        if self._deadline is not None and time.monotonic() >= self._deadline[0]:
-            raise ProtocolError(self._deadline[1])
-        standstill_seconds = self._standstill_seconds
-        if standstill_seconds is not None and time.monotonic() >= self._moved_at + standstill_seconds:
-            raise PeerStandstillError(standstill_seconds)
 
 
 def _ready(fd: int, event: int, seconds: float, waker: Optional[Tuple[int, int]] = None) -> bool:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, List, Tuple
 
 import pytest
 
-from anvil_dr.errors import ServiceError
+from anvil_dr.errors import PeerGoneError, ServiceError
 from anvil_dr.model import Owner
 from anvil_dr.receiving.failure_rate import FailureRate
+from anvil_dr.receiving.receive_disk import DiskReceiver
+from anvil_dr.receiving.recycled import KnownZeros
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
+from anvil_dr.stores.open_image import FileImage
+from anvil_dr.wire import bulk
+from anvil_dr.wire.channel import Channel
+from anvil_dr.wire.digest import SEGMENT_BYTES
 from anvil_dr.wire.protocol import Firmware, Kind, ServerBegin
-from tests.doubles.dr_box import DrBox, Node
-from tests.doubles.intruder import Intruder, offer
+from tests.doubles.dr_box import DrBox, Node, uuid_of
+from tests.doubles.intruder import DIGESTER, Intruder, offer
 
 
 @pytest.fixture
@@ -155,3 +163,53 @@ def test_what_a_job_held_is_free_again_when_it_is_done(standing: Tuple[DrBox, Ta
             node.hear(Kind.SERVER_DONE)
             node.job_end()
             node.hear(Kind.JOB_DONE)
+
+
+# — time —
+
+
+def test_zeros_without_end_are_given_up_as_soon_as_the_session_is(tmp_path: Path) -> None:
+    size_bytes = 1000 * SEGMENT_BYTES
+    image = FileImage(os.open(tmp_path / "image", os.O_CREAT | os.O_RDWR), "image", size_bytes)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(os.dup(ours.fileno()), os.dup(ours.fileno()), silence_seconds=30)
+        receiver = DiskReceiver(
+            channel, DIGESTER, Owner("Web01", "Web01_0"), size_bytes,
+            image=image, recycled=KnownZeros(DIGESTER), newest=None, window=16,
+        )  # fmt: skip
+        channel.abandon()
+        with pytest.raises(PeerGoneError):
+            receiver.handle(Kind.ZEROS, memoryview(bulk.pack_run(0, 1000)))
+        assert receiver.done_bytes == 0
+        channel.close()
+        image.close()
+
+
+# — identities —
+
+
+def test_a_server_with_the_uuid_of_another_is_refused_and_told_what_to_do(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, _, web = standing
+    twin = Node(box.folder / "other", "App9", uuid_of("Web01").upper().replace("-", ""), disks={"App9_0": b"a"})
+    definition = box.folder / "definitions" / "Web01.xml"
+    error = str(box.send(twin.outgoing()).servers[0].error)
+    assert "is that of server Web01" in error and f"remove {definition} on the DR box" in error
+    assert box.send(web.outgoing()).succeeded
+    definition.unlink()
+    assert box.send(twin.outgoing()).succeeded
+
+
+def test_of_two_servers_of_one_job_with_one_uuid_the_first_is_taken(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, _, _ = standing
+    one, two = (Node(box.folder / name, name, uuid_of("A"), disks={f"{name}_0": b"a"}) for name in ("A", "B"))
+    first, second = box.send(one.outgoing(), two.outgoing()).servers
+    assert first.error is None and "is that of server A" in str(second.error)
+
+
+def test_a_definition_that_is_here_already_is_the_admins_whatever_uuid_it_has(
+    standing: Tuple[DrBox, Target, Node],
+) -> None:
+    box, _, web = standing
+    (box.folder / "definitions" / "Old.xml").write_text(web.definition(["Web01_0"]).replace(">Web01<", ">Old<"))
+    assert box.send(web.outgoing()).succeeded

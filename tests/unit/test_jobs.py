@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_refused_with_its_bytes_and_nothing_has_changed(tmp
     with box.running():
         box.send(web.outgoing())
         before = box.names()
-        huge = replace(web.outgoing().disks[0], size_bytes=1 << 55)
+        huge = replace(web.outgoing().disks[0], size_bytes=1 << 45)
         (error,) = error_of(box, replace(web.outgoing(), disks=(huge, web.outgoing().disks[1])))
     assert isinstance(error, RemoteError) and error.remote_code == "StoreFull"
     assert "bytes needed" in str(error) and box.names() == before
