@@ -48,6 +48,16 @@ def remember(state_directory: str, server: str, node: Node) -> None:
         log.warning("the node cannot be remembered server=%s error=%s", server, error)
 
 
+def forget(state_directory: str, server: str) -> None:
+    """Nobody asks for this server's nodes any more. What cannot be removed is logged."""
+    path = _path(state_directory, server)
+    try:
+        if os.path.exists(path):
+            durable.remove(path)
+    except OSError as error:
+        log.warning("the nodes of a server cannot be forgotten path=%s error=%s", path, error)
+
+
 def known(state_directory: str) -> Mapping[str, Tuple[Node, ...]]:
     """By server, the last to send it first. What cannot be read is not known."""
     folder = os.path.join(state_directory, "nodes")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
 from anvil_dr import definition, definition_files, naming, words
+from anvil_dr.activation import nodes
 from anvil_dr.cycling import cycle, placement, rotation, sets
 from anvil_dr.errors import (
     DefinitionError,
@@ -137,6 +138,8 @@ def _make_room_for_names(target: Target, wanted: Sequence[Owner]) -> None:
     used |= {entry.server for entry in target.state.pending()} | {wanted[0].server}
     unused = [owner for owner in known if owner.server not in used and not target.is_busy(owner.server)]
     target.state.disclaim(unused)
+    for server in {owner.server for owner in unused}:
+        nodes.forget(target.config.state, server)
     if len((known | new) - set(unused)) > target.names_known:
         raise ServiceError(
             f"server {wanted[0].server} is new, and the DR box knows {len(known) - len(unused)} disks already, as many "

@@ -10,6 +10,7 @@ from typing import Iterator, List, Tuple
 
 import pytest
 
+from anvil_dr.activation import nodes
 from anvil_dr.errors import PeerGoneError, ServiceError
 from anvil_dr.model import Owner
 from anvil_dr.receiving.failure_rate import FailureRate
@@ -100,10 +101,12 @@ def test_names_that_were_only_claimed_are_given_back_when_there_are_too_many(
     box, target, web = standing
     target.names_known = 5
     for number in range(20):
+        nodes.remember(box.config.state, f"Made-up{number}", nodes.Node("an-a01n01", "10.0.0.1", target.now()))
         assert refusals(box, f"Made-up{number}") == []
         with State.open(box.config.state, readonly=True) as state:
             assert len(state.owners()) <= 5
-    assert len(list((box.folder / "state" / "servers").iterdir())) <= 5
+    for kept in ("servers", "nodes"):
+        assert len(list((box.folder / "state" / kept).iterdir())) <= 5
     assert Owner("Web01", "Web01_0") in target.state.owners()
     assert box.send(web.outgoing()).succeeded
 
