@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import FrozenSet, Iterable, Mapping
+from typing import Final, FrozenSet, Iterable, Mapping
 
 from anvil_dr import durable
 from anvil_dr.errors import StateError
 from anvil_dr.model import SetRecord
+from anvil_dr.words import size
+
+_KINDS: Final = ("firmware", "cached")
+"""Folders of the state directory that have firmware state: of the store's sets, and of those on cache drives."""
+_RESERVE_BYTES: Final = 32 << 20
+"""What the state database needs for itself."""
 
 
 def folder(state_directory: str, record: SetRecord) -> str:
@@ -39,9 +45,41 @@ def keep(state_directory: str, record: SetRecord, files: Mapping[str, bytes]) ->
         raise StateError(f"the firmware state of server {record.server} cannot be kept: {error}") from error
 
 
+def check_room(state_directory: str, new_bytes: int, most_bytes: int) -> None:
+    """Raise StateError if so much more would be over `most_bytes` of all servers, or fill the state's file system."""
+    try:
+        kept_bytes = sum(_file_bytes(os.path.join(state_directory, kind)) for kind in _KINDS)
+        facts = os.statvfs(state_directory)
+    except OSError as error:
+        raise StateError(f"the firmware state in {state_directory} cannot be looked at: {error.strerror}") from error
+    if kept_bytes + new_bytes > most_bytes:
+        raise StateError(
+            f"the DR box keeps {size(kept_bytes)} of firmware state in {state_directory}, and with {size(new_bytes)} "
+            f"more that is over {size(most_bytes)}: remove images that nobody needs"
+        )
+    free_bytes = facts.f_bavail * facts.f_frsize
+    if free_bytes < new_bytes + _RESERVE_BYTES:
+        raise StateError(
+            f"the file system of {state_directory} has {size(free_bytes)} free, too little for {size(new_bytes)} of "
+            f"firmware state: make room there"
+        )
+
+
+def _file_bytes(folder: str) -> int:
+    """Of all files below a folder; one that goes meanwhile counts as none."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(where, name)).st_size
+            except FileNotFoundError:
+                pass
+    return total
+
+
 def sets_with_nvram(state_directory: str, server: str) -> FrozenSet[str]:
     """The jobs of a server whose sets have UEFI variables. What cannot be looked at counts as none."""
-    kept = (glob.escape(os.path.join(state_directory, kind, server)) for kind in ("firmware", "cached"))
+    kept = (glob.escape(os.path.join(state_directory, kind, server)) for kind in _KINDS)
     found = (path for where in kept for path in glob.glob(os.path.join(where, "*", "nvram")))
     return frozenset(os.path.basename(os.path.dirname(path)) for path in found)
 

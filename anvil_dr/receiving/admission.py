@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
 
-from anvil_dr import definition, definition_files, naming, words
+from anvil_dr import definition, definition_files, firmware, naming, words
 from anvil_dr.activation import nodes
 from anvil_dr.cycling import cycle, placement, rotation, sets
 from anvil_dr.errors import (
@@ -78,9 +78,16 @@ def check_server(
         )
     warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
     _refuse_twin(target, offer, beside)
+    check_firmware(target, sum(offer.firmware.values()))
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
     return warnings
+
+
+def check_firmware(target: Target, size_bytes: int) -> None:
+    """Raise StateError if there is no room for so much more firmware state."""
+    if size_bytes:
+        firmware.check_room(target.config.state, size_bytes, target.firmware_kept_bytes)
 
 
 def _refuse_twin(target: Target, offer: ServerOffer, beside: Sequence[ServerOffer]) -> None:

@@ -188,7 +188,7 @@ class IncomingJob:
 
     def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
         log.warning("server refused job=%s server=%r code=%s error=%s", self._id, offer.name, error.code, error)
-        if error.code in ("ServerActivated", "StoreFull", "ImageInUse", "Store", "Definition"):
+        if error.code in ("ServerActivated", "StoreFull", "ImageInUse", "Store", "State", "Definition"):
             now = self._target.now()
             self._target.state.job_finished(JobRecord(self._id, offer.name, self._node, "failed", now, now, str(error)))
         return ServerPlan(offer.name, Refusal(error.code, str(error)))
@@ -323,6 +323,7 @@ class IncomingJob:
         size_bytes = announced.size_bytes
         if size_bytes > MAX_FIRMWARE_BYTES - receiver.firmware_bytes:
             raise ProtocolError(f"there is too much firmware state: {name!r} has {size_bytes} bytes")
+        admission.check_firmware(self._target, size_bytes)
         self._target.hold_firmware(self._id, server, size_bytes)
         content = bytearray()
         while len(content) < size_bytes:

@@ -73,6 +73,8 @@ class Target:
         """What runs without a session."""
         self.names_known = 4096
         """How many disks the state may know the names of."""
+        self.firmware_kept_bytes = 4 << 30
+        """How much firmware state all sets together may have on disk."""
         self.job_ended: Callable[[], None] = lambda: None
         """Told whenever a job has ended; never waits."""
         self.names = threading.Lock()

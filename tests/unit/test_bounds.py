@@ -6,12 +6,13 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Callable, Iterator, List, Tuple
 
 import pytest
 
+from anvil_dr import firmware
 from anvil_dr.activation import nodes
-from anvil_dr.errors import PeerGoneError, ServiceError
+from anvil_dr.errors import PeerGoneError, ServiceError, StateError
 from anvil_dr.model import Owner
 from anvil_dr.receiving.failure_rate import FailureRate
 from anvil_dr.receiving.receive_disk import DiskReceiver
@@ -166,6 +167,40 @@ def test_what_a_job_held_is_free_again_when_it_is_done(standing: Tuple[DrBox, Ta
             node.hear(Kind.SERVER_DONE)
             node.job_end()
             node.hear(Kind.JOB_DONE)
+
+
+def firmware_of(server: str, announced_bytes: int, bytes_sent: int) -> Callable[[Intruder], None]:
+    """A server with that much firmware state, from its announcement to its end."""
+
+    def act(node: Intruder) -> None:
+        announced = offer(server, firmware={"nvram": announced_bytes})
+        node.announce(announced)
+        node.say(ServerBegin(server), Firmware("nvram", bytes_sent))
+        node.record(Kind.FIRMWARE_DATA, bytes(bytes_sent))
+        node.send_zeros(announced)
+
+    return act
+
+
+def test_all_sets_together_keep_no_more_firmware_state_than_may_be(standing: Tuple[DrBox, Target, Node]) -> None:
+    box, target, web = standing
+    target.firmware_kept_bytes = 1000
+    with Intruder(box) as node:
+        firmware_of("Db01", 600, 600)(node)
+        node.hear(Kind.SERVER_DONE)
+    with Intruder(box) as node:
+        node.announce(offer("Mail01", firmware={"nvram": 600}))
+        assert "keeps 600 B of firmware state" in node.refusals()["Mail01"]
+    with Intruder(box) as node:
+        firmware_of("Mail01", 100, 600)(node)
+        assert "over 1000 B: remove images that nobody needs" in node.failure()
+    assert box.send(web.outgoing()).succeeded
+
+
+def test_firmware_state_that_would_fill_the_states_file_system_is_refused(tmp_path: Path) -> None:
+    facts = os.statvfs(tmp_path)
+    with pytest.raises(StateError, match="make room there"):
+        firmware.check_room(str(tmp_path), facts.f_bavail * facts.f_frsize, most_bytes=1 << 60)
 
 
 # — time —
