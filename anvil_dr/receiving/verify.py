@@ -132,6 +132,8 @@ class Verifier:
         try:
             self._refuse(check)
             reason = self._what_is_wrong(check)
+            if reason is not None:
+                self._refuse(check)  # whoever has begun to use it meanwhile may have written to it
         except (_InTheWay, StoreError, ProtocolError) as error:
             return Verdict(check, "skipped", str(error), self._now())
         at = self._now()
@@ -161,13 +163,12 @@ class Verifier:
         server = check.image.owner.server
         if self._state.is_at_work(server):
             raise _InTheWay(f"a job of server {server} is running")
+        if server in self._state.activations():
+            raise _InTheWay(f"server {server} is activated, and writes to its images")
 
     def _refuse(self, check: Check) -> None:
         """Raise _InTheWay, StoreError if its bytes may be another's by now."""
-        server = check.image.owner.server
         self._give_way(check)
-        if server in self._state.activations():
-            raise _InTheWay(f"server {server} is activated, and writes to its images")
         user = self._store.user(check.image)
         if user is not None:
             raise _InTheWay(f"it is in use by {user}")

@@ -219,6 +219,30 @@ def test_the_images_of_an_activated_server_are_left_alone(box: Box) -> None:
     assert {one.reason for one in box.verify()} == {"server Web01 is activated, and writes to its images"}
 
 
+def test_what_a_guest_writes_that_was_activated_meanwhile_is_no_rot(box: Box) -> None:
+    def activate() -> None:
+        with box.process() as target:
+            target.state.activate("Web01", 1, "root")
+        box.rot("Web01_Web01_0_1", 18 << 20)
+
+    assert {(one.state, one.reason) for one in box.verify(Watched(activate))} == {
+        ("skipped", "server Web01 is activated, and writes to its images")
+    }
+    assert all(image.rotten is None for one in box.sets() if one.record for image in one.record.images)
+
+
+def test_what_a_guest_writes_that_was_booted_by_hand_meanwhile_is_no_rot(box: Box) -> None:
+    box.rot("Web01_Web01_0_1")
+    users: Iterator[Optional[str]] = iter((None, "qemu-system-x86 (1234)"))
+    with box.process() as target:
+        target.store.user = lambda image: next(users)  # type: ignore[method-assign]
+        checks = verify.plan(verify.look(target.store, target.state), sequence=1)
+        (check,) = [one for one in checks if one.image.owner.disk == "Web01_0"]
+        (verdict,) = Verifier(target.store, target.state, Watched()).run([check])
+    assert (verdict.state, verdict.reason) == ("skipped", "it is in use by qemu-system-x86 (1234)")
+    assert all(image.rotten is None for one in box.sets() if one.record for image in one.record.images)
+
+
 READER = """
 import sys
 open("/proc/self/comm", "w").write(sys.argv[2])
