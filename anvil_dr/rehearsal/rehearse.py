@@ -100,8 +100,9 @@ class Rehearser:
             with rehearsal_stage.put_up(
                 planned, self._overlays, self._places, self._now(), with_serial=sign.kind == "serial"
             ) as stage:
+                # Before that whatever has its name is somebody else's, and stays.
+                self._boot(stage)
                 try:
-                    self._boot(stage)
                     return self._watch(planned, stage, sign, blank, began, ended)
                 finally:
                     self._hypervisor.destroy(stage.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
@@ -100,6 +100,17 @@ class Answers(FakeHypervisor):
         return self.clock.now() >= 1008
 
 
+@dataclass
+class Keeps(FakeHypervisor):
+    """Remembers what was destroyed."""
+
+    destroyed: List[str] = field(default_factory=list)
+
+    def destroy(self, name: str) -> None:
+        self.destroyed.append(name)
+        super().destroy(name)
+
+
 class Says(FakeHypervisor):
     """Its guests write to their serial ports, where these lead to a file."""
 
@@ -152,6 +163,12 @@ def test_a_time_that_was_set_is_waited_for_also_if_it_is_long(tmp_path: Path) ->
 def test_a_guest_that_does_not_stay_up_has_failed(tmp_path: Path, state: DomainState) -> None:
     fake = FakeHypervisor(states={"Web01-rehearsal": state})
     assert rehearse(tmp_path, server("Web01"), hypervisor=fake)["Web01"].verdict == "failed"
+
+
+def test_a_server_that_has_the_name_of_a_rehearsal_is_left_alone(tmp_path: Path) -> None:
+    fake = Keeps(refused={"Web01-rehearsal": "domain 'Web01-rehearsal' already exists"})
+    found = rehearse(tmp_path, server("Web01"), server("Db01"), hypervisor=fake)
+    assert "already exists" in found["Web01"].detail and fake.destroyed == ["Db01-rehearsal"]
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
