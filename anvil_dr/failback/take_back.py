@@ -76,7 +76,7 @@ class TakeBack:
 
     def __init__(self, home: Home, channel: Channel, node: str, limits: Limits) -> None:
         self._home, self._channel, self._node, self._limits = home, channel, node, limits
-        self._conversation = Conversation(channel, limits.standstill_seconds)
+        self._conversation = Conversation(channel, limits)
         self._id = uuid.uuid4().hex[:8]
         self._written_bytes = 0
 

@@ -13,6 +13,7 @@ from typing import Iterator, Optional, Tuple, Type
 from anvil_dr.errors import AnvilDrError, PeerGoneError, ProtocolError
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.frames_ahead import FramesAhead
+from anvil_dr.wire.limits import Limits
 from anvil_dr.wire.protocol import (
     MAX_CONTROL_BYTES,
     MAX_HELLO_BYTES,
@@ -42,8 +43,8 @@ class Aborted(Exception):
 class Conversation:
     """The target's side of one session. Every method raises ProtocolError, PeerGoneError or PeerTimeoutError."""
 
-    def __init__(self, channel: Channel, standstill_seconds: float) -> None:
-        self._channel, self._standstill_seconds = channel, standstill_seconds
+    def __init__(self, channel: Channel, limits: Limits) -> None:
+        self._channel, self._limits = channel, limits
         self._buffer = memoryview(b"")
         self._server: Optional[str] = None
         self._ahead: Optional[FramesAhead] = None
@@ -126,12 +127,16 @@ class Conversation:
                 raise ProtocolError(f"server {abort.server!r} was given up, which is not being sent")
             raise Aborted(replace(abort, message=printable(abort.message)))
         if kind is Kind.DISK_BEGIN:
-            self._ahead = FramesAhead(self._channel, self._standstill_seconds)
+            self._ahead = FramesAhead(self._channel, self._limits.standstill_seconds)
         return kind, content
 
     def _frame(self, largest_bytes: int) -> Tuple[Kind, memoryview]:
         if self._ahead is None:
-            return self._channel.receive(self._buffer, largest_bytes=largest_bytes)
+            self._channel.expect_progress(self._limits.idle_seconds)
+            try:
+                return self._channel.receive(self._buffer, largest_bytes=largest_bytes)
+            finally:
+                self._channel.expect_progress(None)
         try:
             return self._ahead.receive()
         finally:

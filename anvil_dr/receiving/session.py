@@ -49,7 +49,7 @@ class Session:
 
     def __init__(self, target: Target, channel: Channel, peer: Peer, limits: Limits) -> None:
         self._target, self._channel, self._peer, self._limits = target, channel, peer, limits
-        self._conversation = Conversation(channel, limits.standstill_seconds)
+        self._conversation = Conversation(channel, limits)
 
     def run(self) -> bool:
         """See the session through. False if a server of its job failed or was refused, which the node then knows.

@@ -19,8 +19,10 @@ class Limits:
     silence_seconds: float = 300.0
     """Without a byte, in whatever direction one is due."""
     standstill_seconds: float = 900.0
-    """In the middle of a disk, with nothing but keep-alives, while we have nothing left to do. Between disks a node
-    may take its time: it shuts servers down."""
+    """In the middle of a disk, with nothing but keep-alives, while we have nothing left to do."""
+    idle_seconds: float = 7200.0
+    """The same outside of disks, where a node may take its time: it shuts servers down. Its servers are busy for
+    others, and the space for them is promised."""
     farewell_seconds: float = 5.0
     """For the reason, to a peer that may not listen any more."""
     stop_seconds: float = 60.0

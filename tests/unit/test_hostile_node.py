@@ -526,6 +526,16 @@ def test_a_node_that_only_says_that_it_lives_does_not_keep_its_server_busy_for_e
             assert node.refusals() == {}
 
 
+def test_a_node_that_announces_and_then_only_says_that_it_lives_holds_no_space_for_ever(tmp_path: Path) -> None:
+    with impatient(tmp_path, idle_seconds=0.3) as box:
+        with Intruder(box) as node, KeepAlive(node.channel, every_seconds=0.01):
+            node.announce(offer())
+            assert node.error() == "the peer has sent nothing but keep-alives for 0.3 seconds"
+        with Intruder(box) as node:
+            node.announce(offer())
+            assert node.refusals() == {}
+
+
 def test_a_node_that_does_not_read_is_given_up_and_its_session_ends(tmp_path: Path) -> None:
     with impatient(tmp_path, silence_seconds=0.2, farewell_seconds=0.1) as box:
         with Intruder.by_relay(box, pipe_bytes=4096) as node:
