@@ -207,7 +207,7 @@ class Service:
     def _register(self, thread: threading.Thread, channel: Channel, peer: Peer, session: Session) -> None:
         """Raise ServiceError if this node has as many sessions as one node may have, or too many of them failed."""
         with self._lock:
-            of_node = sum(1 for one in self._sessions.values() if one.peer and one.peer.description == peer.description)
+            of_node = sum(1 for one in self._sessions.values() if one.peer and one.peer.may_be(peer))
             opened = self._sessions[thread]
             opened.channel, opened.peer = channel, peer
             if self._stopping:

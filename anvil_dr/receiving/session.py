@@ -43,6 +43,13 @@ class Peer:
     """Patterns of the servers that it may send (`anvil-dr-receive --allow`)."""
     may_ask_status: bool = True
 
+    def may_be(self, other: Peer) -> bool:
+        """True if they come from one address, or with one key: who has IPv6 has addresses without end.
+
+        Keys are told apart by what they may send; one that may send everything is trusted with more than sessions.
+        """
+        return self.description == other.description or self.allowed == other.allowed != ("*",)
+
 
 class Session:
     """One connection, from the greeting to its end."""

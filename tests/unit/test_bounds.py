@@ -59,6 +59,24 @@ def test_a_node_whose_sessions_fail_again_and_again_has_to_wait_and_others_have_
     assert box.send(web.outgoing()).succeeded
 
 
+def test_one_key_cannot_take_all_the_sessions_from_addresses_without_end(tmp_path: Path) -> None:
+    box = DrBox(tmp_path)
+    box.limits = replace(box.limits, sessions_of_one_node=1)
+
+    def heard(allowed: str, address: str) -> str:
+        with Intruder.by_relay(box, (allowed,), address) as node:
+            node.say(ServerBegin("Web01"))
+            return node.error()
+
+    with box.running(), Intruder.by_relay(box, ("Web*",), "2001:db8::1") as first, Intruder.by_relay(box) as free:
+        for node in (first, free):
+            node.hello()
+            node.hear(Kind.WELCOME)
+        assert "as many as one node may have" in heard("Web*", "2001:db8::2")
+        for other in (("Db*", "2001:db8::3"), ("*", "2001:db8::4")):
+            assert "SERVER_BEGIN came where HELLO was due" in heard(*other)
+
+
 class Clock:
     now = 0.0
 
