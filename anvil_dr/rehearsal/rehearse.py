@@ -16,13 +16,14 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.boot_plan import BootPlan, PlannedServer
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.config import SignOfLife
-from anvil_dr.errors import AnvilDrError, HypervisorError
+from anvil_dr.errors import AnvilDrError, HypervisorError, StoreError
 from anvil_dr.ports import DomainState, Hypervisor
 from anvil_dr.rehearsal import rehearsal_stage, rehearsal_xml
 from anvil_dr.rehearsal.picture import as_png
 from anvil_dr.rehearsal.rehearsal_result import RehearsalResult
 from anvil_dr.rehearsal.rehearsal_stage import Stage
 from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
+from anvil_dr.words import size
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ LIMIT_SECONDS: Final = 300.0
 """How long a sign of life may take that was asked for."""
 SETTLE_SECONDS: Final = 120.0
 """Whoever runs for so long has come up, where nothing else is known to wait for."""
+_RESERVE_BYTES: Final = 1 << 30
+"""What a guest may not take of the file system of its overlays: the host, and the state database, live there too."""
 _POLL_SECONDS: Final = 0.5
 _AGENT_SECONDS: Final = 2
 _LOG_BYTES: Final = 1 << 20
@@ -100,6 +103,7 @@ class Rehearser:
             with rehearsal_stage.put_up(
                 planned, self._overlays, self._places, self._now(), with_serial=sign.kind == "serial"
             ) as stage:
+                self._refuse_if_full()
                 # Before that whatever has its name is somebody else's, and stays.
                 self._boot(stage)
                 try:
@@ -108,6 +112,15 @@ class Rehearser:
                     self._hypervisor.destroy(stage.name)
         except AnvilDrError as error:
             return replace(blank, detail=str(error))
+
+    def _refuse_if_full(self) -> None:
+        """Raise StoreError if what guests write could fill the file system that their overlays are on."""
+        free_bytes = self._overlays.free_bytes()
+        if free_bytes < _RESERVE_BYTES:
+            raise StoreError(
+                f"{self._overlays.folder}, where a rehearsed server writes, has only {size(free_bytes)} free, and "
+                f"{size(_RESERVE_BYTES)} are kept for the host: make room there"
+            )
 
     def _boot(self, stage: Stage) -> None:
         try:
@@ -131,6 +144,7 @@ class Rehearser:
         while True:
             if ended():
                 return replace(blank, verdict="interrupted", detail="somebody else wanted it, or you stopped")
+            self._refuse_if_full()
             state = self._hypervisor.state(stage.name)
             if state != "running":
                 return replace(blank, detail=_ENDED.get(state, f"it is {state}"), screenshot=self._screen(stage))

@@ -79,11 +79,12 @@ def rehearse(
     hypervisor: Optional[FakeHypervisor] = None,
     sign: Optional[SignOfLife] = None,
     qemu_img: Optional[QemuImg] = None,
+    overlays: Optional[Overlays] = None,
     stop_at: float = 9e9,
 ) -> Dict[str, RehearsalResult]:
     fake = hypervisor or FakeHypervisor()
     rehearser = Rehearser(
-        fake, Overlays(str(tmp_path / "overlays"), qemu_img or QemuImg()),
+        fake, overlays or Overlays(str(tmp_path / "overlays"), qemu_img or QemuImg()),
         FirmwarePlaces(str(tmp_path / "state"), str(tmp_path), str(tmp_path / "tpm")), RehearsalTurns(str(tmp_path)),
         {"Web01": sign} if sign is not None else {}, now=lambda: AT, clock=fake.clock.now, sleep=fake.clock.sleep,
     )  # fmt: skip
@@ -163,6 +164,24 @@ def test_a_time_that_was_set_is_waited_for_also_if_it_is_long(tmp_path: Path) ->
 def test_a_guest_that_does_not_stay_up_has_failed(tmp_path: Path, state: DomainState) -> None:
     fake = FakeHypervisor(states={"Web01-rehearsal": state})
     assert rehearse(tmp_path, server("Web01"), hypervisor=fake)["Web01"].verdict == "failed"
+
+
+class Full(Overlays):
+    """On a file system on which each look finds half a GiB less."""
+
+    free = 3 << 29
+
+    def free_bytes(self) -> int:
+        self.free -= 1 << 29
+        return self.free
+
+
+def test_a_guest_that_fills_the_disk_of_its_overlays_is_ended_before_it_is_full(tmp_path: Path) -> None:
+    fake, overlays = Keeps(), Full(str(tmp_path / "overlays"), QemuImg())
+    found = rehearse(tmp_path, server("Web01"), server("Db01"), hypervisor=fake, overlays=overlays)
+    assert "has only 512.0 MiB free, and 1.0 GiB are kept for the host" in found["Web01"].detail
+    assert found["Web01"].verdict == found["Db01"].verdict == "failed"
+    assert [name for name, _ in fake.booted] == fake.destroyed == ["Web01-rehearsal"]
 
 
 def test_a_server_that_has_the_name_of_a_rehearsal_is_left_alone(tmp_path: Path) -> None:
