@@ -41,7 +41,9 @@ def standing(tmp_path: Path) -> Iterator[Tuple[DrBox, Target, Node]]:
 def fail(box: DrBox, peer: str) -> str:
     with Intruder.by_relay(box, peer=peer) as node:
         node.raw(b"GET / HTTP/1.1\r\n")
-        return node.error()
+        said = node.error()
+        node.connection.recv(1)  # the relay is answered once the failure has been counted
+        return said
 
 
 # — attempts —
