@@ -44,8 +44,8 @@ def run(*argv: str) -> str:
 def disks(seed: int) -> Dict[str, bytes]:
     content = random.Random(seed)
     return {
-        "Web01_0": content.randbytes(9 * MIB) + bytes(3 * MIB) + content.randbytes(70_001),
-        "Web01_1": content.randbytes(2 * MIB),
+        "Web01_0": content.randbytes(3 * MIB) + bytes(3 * MIB) + content.randbytes(70_001),
+        "Web01_1": content.randbytes(MIB),
     }
 
 
