@@ -19,6 +19,8 @@ from anvil_dr.records.state import State
 from tests.doubles.cache_drives import FolderDrives
 from tests.doubles.filled_box import FilledBox
 
+pytestmark = pytest.mark.slow
+
 URI = "test:///default"
 DRIVE = "/dev/sdb"
 CONTENT = b"newest".ljust(4096, b"\0")

@@ -27,6 +27,8 @@ from anvil_dr.wire.protocol import Firmware, Kind, ServerBegin
 from tests.doubles.dr_box import DrBox, Node, uuid_of
 from tests.doubles.intruder import DIGESTER, Intruder, offer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def standing(tmp_path: Path) -> Iterator[Tuple[DrBox, Target, Node]]:

@@ -11,6 +11,8 @@ import pytest
 
 from anvil_dr import __version__
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(__file__).resolve().parents[2] / "bin"
 COMMANDS = sorted(path.name for path in BIN.iterdir())
 WITHOUT_WHICH_IT_COMPLAINS_OF_THAT = {
@@ -58,14 +60,12 @@ def test_a_command_explains_itself(command: str, tmp_path: Path) -> None:
     assert f"usage: {command} " in out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_says_its_version(command: str, tmp_path: Path) -> None:
     code, out, _ = call(BIN / command, "--version", cwd=tmp_path)
     assert (code, __version__ in out) == (0, True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_unknown_option_is_a_usage_error_that_names_it(command: str, tmp_path: Path) -> None:
     needed = WITHOUT_WHICH_IT_COMPLAINS_OF_THAT.get(command, ())
@@ -74,7 +74,6 @@ def test_an_unknown_option_is_a_usage_error_that_names_it(command: str, tmp_path
     assert "--no-such-option" in err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_not_led_astray_by_its_surroundings(command: str, tmp_path: Path) -> None:
     """Through a symlink, another python3 first in PATH, and modules that shadow ours here and in PYTHONPATH."""

@@ -23,6 +23,8 @@ from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Error, Hello, Kind, Message, decode
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
+pytestmark = pytest.mark.slow
+
 RECEIVE = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-receive"
 WHO = Introduction("10.20.10.1", ("Web*", "Db01"))
 

@@ -28,6 +28,8 @@ from anvil_dr.wire.limits import Limits
 from tests.doubles.dr_box import Breaking, Quiet
 from tests.doubles.filled_box import FilledBox
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 XML = """<domain type='kvm'><name>Web01</name><uuid>5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c</uuid><memory>1</memory>
 <os><type>hvm</type><nvram>{nvram}</nvram></os><devices>{disks}</devices></domain>"""

@@ -28,6 +28,8 @@ from tests.doubles.hypervisor import Clock
 from tests.doubles.mortal_box import DirectoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push
 
+pytestmark = pytest.mark.slow
+
 DISKS = {"Web01_0": 20 << 20, "Web01_1": 70_001}
 
 
