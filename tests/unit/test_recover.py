@@ -12,8 +12,9 @@ from typing import List, Optional, Tuple
 import pytest
 
 from anvil_dr.cli import target as command
-from anvil_dr.errors import StoreError
-from anvil_dr.model import Owner
+from anvil_dr.cycling import cycle
+from anvil_dr.errors import ServerActivatedError, StoreError
+from anvil_dr.model import INCOMPLETE, Owner, Rename
 from anvil_dr.receiving import recover
 from anvil_dr.sending.send import JobOutcome
 from tests.doubles.memory_store import Died, Fate
@@ -158,6 +159,21 @@ def test_the_names_of_a_server_that_was_activated_or_runs_are_left_alone(tmp_pat
         target.state.release("Web01")
     box.recover()
     assert checker.complete("Web01", world.images()) == [(1, 2), (2, 1)]
+
+
+def test_a_job_that_finds_the_server_activated_once_its_plan_can_be_seen_changes_no_name(box: Box) -> None:
+    names = box.names()
+    with box.process() as target:
+
+        def activated() -> None:
+            assert [entry.purpose for entry in target.state.pending("Web01")] == ["cycle"]
+            raise ServerActivatedError("Web01")
+
+        step = Rename(Owner("Web01", "Web01_0"), 2, INCOMPLETE)
+        with pytest.raises(ServerActivatedError):
+            cycle.carry_out(target.store, target.state, "Web01", "cycle", (step,), still_may=activated)
+        assert target.state.pending() == ()
+    assert box.names() == names
 
 
 def test_an_old_set_that_could_not_be_removed_is_not_removed_later_when_it_is_wanted_again(tmp_path: Path) -> None:
