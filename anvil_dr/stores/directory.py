@@ -54,9 +54,7 @@ class DirectoryStore:
             facts = os.fstat(directory)
             if os.fstatvfs(directory).f_flag & os.ST_RDONLY or not os.access(self._directory, os.W_OK | os.X_OK):
                 raise self._error("it cannot be written to")
-            missing = self._unmounted()
-        if missing:
-            raise self._error(f"{self._fstab} has a file system for {missing}, and it is not mounted")
+            self._refuse_unmounted()
         self._checked = facts.st_dev, facts.st_ino
 
     def locations(self) -> Tuple[Location, ...]:
@@ -209,6 +207,7 @@ class DirectoryStore:
             if self._file_system not in (None, facts.st_dev):
                 raise self._error("what was mounted there has gone")
             if self._checked not in (None, (facts.st_dev, facts.st_ino)):
+                self._refuse_unmounted()
                 raise self._error(
                     "it is another directory than when it was opened: was something mounted or unmounted there? If it "
                     "is right as it is now: systemctl restart anvil-dr-target"
@@ -266,6 +265,11 @@ class DirectoryStore:
 
     def _free_bytes(self) -> int:
         return self.locations()[0].free_bytes
+
+    def _refuse_unmounted(self) -> None:
+        missing = self._unmounted()
+        if missing:
+            raise self._error(f"{self._fstab} has a file system for {missing}, and it is not mounted")
 
     def _unmounted(self) -> Optional[str]:
         """The mount point in fstab that the directory is on, or is, if nothing is mounted there now."""

@@ -36,10 +36,12 @@ def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Optional[bool]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: Optional[pytest.Item]) -> Optional[bool]:
     on_the_host = inside.VARIABLE not in os.environ
     if on_the_host and item.get_closest_marker("in_guest") and not item.get_closest_marker("skip"):
         inside.run_in_guest(item)
+        # As pytest's own run of a test does: what the test before this one left for its folder must not meet another's.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
     return None
 
