@@ -6,7 +6,7 @@ Imports only model. Every method may raise the errors it names; no method return
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, ContextManager, Iterable, Iterator, Literal, Optional, Protocol, Tuple
+from typing import Callable, ContextManager, Dict, Iterable, Iterator, Literal, Optional, Protocol, Tuple
 
 from anvil_dr.model import CacheDrive, Location, Owner, Sequence, StoredImage
 
@@ -117,8 +117,11 @@ class Store(Protocol):
         """Open its bytes; writable images keep QEMU off where that is possible. Raise ImageInUseError, StoreError."""
         ...
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        """Who else has it open, in words for an error message; None if nobody."""
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        """Who else has them open, in words for an error message; those that nobody has are not in it.
+
+        One look for all of them: each may cost a walk through every process. Raise StoreError.
+        """
         ...
 
     def is_known_zero(self, image: StoredImage) -> bool:

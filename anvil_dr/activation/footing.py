@@ -92,9 +92,8 @@ class Ground:
         for image in chosen.images:
             if (image.identity, image.path) not in there:
                 raise StoreError(f"a job has changed the images of {server} since you looked: type the same again")
-            user = self._store.user(image)
-            if user is not None:
-                raise ImageInUseError(image.path, user)
+        for image, user in self._store.users(chosen.images).items():
+            raise ImageInUseError(image.path, user)
 
 
 def with_overlay_set(xml: str, made: OverlaySet, booted_paths: Mapping[str, str], *, thrown_away: bool = False) -> str:

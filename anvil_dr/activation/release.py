@@ -65,11 +65,8 @@ def release(
         )
     if made is None and wish == "discard":
         raise UsageError(f"{server} ran on its images themselves: what it wrote cannot be told from what was received")
-    for image in store.images():
-        if image.owner.server == server:
-            user = store.user(image)
-            if user is not None:
-                raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
+    for image, user in store.users(one for one in store.images() if one.owner.server == server).items():
+        raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
     sequence = activation.sequence if activation is not None else made.sequence if made is not None else 1
     known = sets.assemble(store.images(), state.set_records(server), state.pending(server))
     own = sets.of_server(known, server)

@@ -94,9 +94,14 @@ class StoreWithCached:
             return cached.drive.open(cached.file, writable=writable)
         return self._store.open(image, writable=writable)
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        cached = self._lying.get(image.identity)
-        return cached.drive.user(cached.file) if cached is not None else self._store.user(image)
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        asked = tuple(images)
+        found = dict(self._store.users(image for image in asked if image.identity not in self._lying))
+        for image in asked:
+            cached = self._lying.get(image.identity)
+            if cached is not None:
+                found.update((image, user) for user in cached.drive.users((cached.file,)).values())
+        return found
 
     def is_known_zero(self, image: StoredImage) -> bool:
         return self._store.is_known_zero(image)

@@ -78,10 +78,8 @@ def outgoing(
     ran_from = next((one for one in sets.of_server(known, server) if one.sequence == activation.sequence), None)
     if ran_from is None or not ran_from.complete:
         raise SourceError(f"set {activation.sequence} of {server}, which it ran from, is not complete any more")
-    for image in ran_from.images:
-        user = store.user(image)
-        if user is not None:
-            raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
+    for image, user in store.users(ran_from.images).items():
+        raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
     file = definition_files.read(places.definitions, server)
     try:
         needs = definition.requirements(file.xml)

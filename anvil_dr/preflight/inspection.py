@@ -82,15 +82,12 @@ class Inspector:
 
     def users(self, images: Iterable[StoredImage]) -> Dict[str, str]:
         """Who has each image open, in words, by the path that it's booted from."""
-        found: Dict[str, str] = {}
-        for image in images:
-            try:
-                user = self._store.user(image)
-            except StoreError as error:
-                user = f"somebody that cannot be found out ({error})"
-            if user is not None:
-                found[self.place(image)[0]] = user
-        return found
+        asked = tuple(images)
+        try:
+            found = self._store.users(asked)
+        except StoreError as error:
+            found = dict.fromkeys(asked, f"somebody that cannot be found out ({error})")
+        return {self.place(image)[0]: user for image, user in found.items()}
 
     def _facts(self) -> HostFacts:
         facts = self._hypervisor.host()

@@ -222,10 +222,8 @@ def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
     for server in sorted({image.owner.server for image in images}):
         if RehearsalTurns(target.config.runtime).end(server):
             log.info("a rehearsal has been ended for a job server=%s", server)
-    for image in images:
-        user = target.store.user(image)
-        if user is not None:
-            raise ImageInUseError(naming.image_name(image.owner, image.sequence), user)
+    for image, user in target.store.users(images).items():
+        raise ImageInUseError(naming.image_name(image.owner, image.sequence), user)
 
 
 def server_sets(target: Target, server: str) -> Tuple[ImageSet, ...]:

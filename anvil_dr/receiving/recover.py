@@ -108,10 +108,8 @@ def _publish(target: Target, entry: JournalEntry) -> None:
 
 
 def _refuse_use(target: Target, entry: JournalEntry) -> None:
-    for image in cycle.images_of(target.store, entry.server):
-        user = target.store.user(image)
-        if user is not None:
-            raise ImageInUseError(image.path, user)
+    for image, user in target.store.users(cycle.images_of(target.store, entry.server)).items():
+        raise ImageInUseError(image.path, user)
 
 
 def _claim_what_is_there(target: Target) -> Tuple[Owner, ...]:

@@ -169,7 +169,7 @@ class Verifier:
     def _refuse(self, check: Check) -> None:
         """Raise _InTheWay, StoreError if its bytes may be another's by now."""
         self._give_way(check)
-        user = self._store.user(check.image)
+        user = self._store.users((check.image,)).get(check.image)
         if user is not None:
             raise _InTheWay(f"it is in use by {user}")
 

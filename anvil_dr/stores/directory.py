@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from contextlib import contextmanager
-from typing import Dict, Final, Iterator, List, Literal, Optional, Tuple
+from typing import Dict, Final, Iterable, Iterator, List, Literal, Optional, Set, Tuple
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
@@ -175,17 +175,25 @@ class DirectoryStore:
             os.close(fd)
             raise
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        """Who else has it open: a process, a loop device, a QEMU that only its locks show. Raise StoreError."""
-        with self._open(image, os.O_RDONLY) as fd:
-            facts = os.fstat(fd)
-            found = [one for one in openers.of_file(facts.st_dev, facts.st_ino) if not one.harmless]
-            if found:
-                return found[0].words
-            locked = qemu_lock.writes(fd) or qemu_lock.denies_writing(fd)
-            if locked and not openers.is_file_open_here(facts.st_dev, facts.st_ino, besides=fd):
-                return "a QEMU that cannot be seen from here"
-        return None
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        """Who else has them open: a process, a loop device, a QEMU that only its locks show. Raise StoreError."""
+        files: Dict[StoredImage, openers.File] = {}
+        locked: Set[StoredImage] = set()
+        for image in images:
+            with self._open(image, os.O_RDONLY) as fd:
+                facts = os.fstat(fd)
+                files[image] = facts.st_dev, facts.st_ino
+                if qemu_lock.writes(fd) or qemu_lock.denies_writing(fd):
+                    locked.add(image)
+        found: Dict[StoredImage, str] = {}
+        opened = openers.of_files(set(files.values()))
+        for image, file in files.items():
+            staying = [one.words for one in opened[file] if not one.harmless]
+            if staying:
+                found[image] = staying[0]
+            elif image in locked and not openers.is_file_open_here(file):
+                found[image] = "a QEMU that cannot be seen from here"
+        return found
 
     def is_known_zero(self, image: StoredImage) -> bool:
         """True if the file has no data at all: a hole reads as zeros. Raise StoreError, ImageIOError."""
@@ -254,7 +262,7 @@ class DirectoryStore:
             raise self._error(error.strerror or str(error)) from error
 
     def _refuse_use(self, image: StoredImage) -> None:
-        user = self.user(image)
+        user = self.users((image,)).get(image)
         if user is not None:
             raise ImageInUseError(os.path.basename(image.path), user)
 

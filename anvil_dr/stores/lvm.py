@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import time
-from typing import Final, Iterable, List, Literal, Optional, Tuple
+from typing import Dict, Final, Iterable, List, Literal, Optional, Tuple
 
 from anvil_dr import naming
 from anvil_dr.errors import ImageInUseError, StoreError
@@ -196,9 +196,11 @@ class LvmStore:
             os.close(fd)
             raise
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        """Who else has it open: a process, a mount, a device on top of it, a snapshot. Raise StoreError."""
-        return self._user(_current(self._lvm.volumes(), image))
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        """Who else has them open: a process, a mount, a device on top, a snapshot. Raise StoreError."""
+        volumes = self._lvm.volumes()
+        found = ((image, self._user(_current(volumes, image))) for image in images)
+        return {image: user for image, user in found if user is not None}
 
     def is_known_zero(self, image: StoredImage) -> bool:
         """Never: a new volume holds what its extents held before."""
@@ -248,7 +250,7 @@ class LvmStore:
             return "a snapshot of it"
         deadline = time.monotonic() + _PASSING_SECONDS
         while volume.open and volume.device is not None:
-            found = openers.of_block_device(volume.device)
+            found = openers.of_block_devices((volume.device,))[volume.device]
             staying = [opener for opener in found if not opener.passing and not opener.harmless]
             if staying:
                 return staying[0].words

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import Callable, Final, FrozenSet, Iterator, List, Tuple
+from typing import Callable, Collection, Dict, Final, FrozenSet, Iterator, List, Optional, Set, Tuple, TypeVar
 
 PASSING: Final = frozenset({"systemd-udevd", "(udev-worker)", "udevd", "blkid", "lvm", "multipathd"})
 """Programs that look at every block device when it appears and are gone in a moment."""
@@ -30,48 +30,66 @@ class Opener:
     """True if it stops nobody."""
 
 
-def of_file(device: int, inode: int) -> Tuple[Opener, ...]:
-    """Other processes and loop devices that have this file (st_dev, st_ino) open."""
-    same = _same_file(device, inode)
-    return (*_processes(same), *_loops(same))
+File = Tuple[int, int]
+"""A file as stat(2) tells it from others: st_dev, st_ino."""
 
 
-def of_block_device(device: int) -> Tuple[Opener, ...]:
-    """Mounts, devices on top, loop devices and other processes that have this device (st_rdev) open."""
-    same = _same_device(device)
-    return (*_mounts(device), *_holders(device), *_loops(same), *_processes(same))
+def of_files(files: Collection[File]) -> Dict[File, Tuple[Opener, ...]]:
+    """Other processes and loop devices that have them open, for each file. One look at /proc does for all of them."""
+    asked = _files(files)
+    return _sorted_out(files, (*_processes(asked), *_loops(asked)))
 
 
-def is_file_open_here(device: int, inode: int, *, besides: int) -> bool:
-    """True if the calling process itself has this file open, by another descriptor than `besides`."""
-    return _has_open("/proc/self/fd", _same_file(device, inode), str(besides))
+def of_block_devices(devices: Collection[int]) -> Dict[int, Tuple[Opener, ...]]:
+    """Mounts, devices on top, loop devices and other processes that have them (st_rdev) open, for each device."""
+    asked = _devices(devices)
+    return _sorted_out(devices, (*_mounts(devices), *_holders(devices), *_loops(asked), *_processes(asked)))
+
+
+def is_file_open_here(file: File) -> bool:
+    """True if the calling process itself has this file open."""
+    return bool(_opened("/proc/self/fd", _files((file,))))
 
 
 def is_block_device_open_here(device: int) -> bool:
     """True if the calling process itself has this block device (st_rdev) open."""
-    return _has_open("/proc/self/fd", _same_device(device))
+    return bool(_opened("/proc/self/fd", _devices((device,))))
 
 
-_Match = Callable[[os.stat_result], bool]
+_Key = TypeVar("_Key")
+_Asked = Callable[[os.stat_result], Optional[_Key]]
+"""Which of those that are asked about something open is; None if it's none of them."""
 
 
-def _same_file(device: int, inode: int) -> _Match:
-    return lambda facts: stat.S_ISREG(facts.st_mode) and (facts.st_dev, facts.st_ino) == (device, inode)
+def _files(files: Collection[File]) -> _Asked[File]:
+    def which(facts: os.stat_result) -> Optional[File]:
+        key = facts.st_dev, facts.st_ino
+        return key if stat.S_ISREG(facts.st_mode) and key in files else None
+
+    return which
 
 
-def _same_device(device: int) -> _Match:
-    return lambda facts: stat.S_ISBLK(facts.st_mode) and facts.st_rdev == device
+def _devices(devices: Collection[int]) -> _Asked[int]:
+    return lambda facts: facts.st_rdev if stat.S_ISBLK(facts.st_mode) and facts.st_rdev in devices else None
 
 
-def _processes(match: _Match) -> Iterator[Opener]:
+def _sorted_out(
+    keys: Collection[_Key], found: Collection[Tuple[_Key, Opener]]
+) -> Dict[_Key, Tuple[Opener, ...]]:
+    return {key: tuple(opener for of, opener in found if of == key) for key in keys}
+
+
+def _processes(asked: _Asked[_Key]) -> Iterator[Tuple[_Key, Opener]]:
     own = str(os.getpid())
     for entry in _names("/proc"):
         if not entry.isdigit() or entry == own:
             continue
         process = os.path.join("/proc", entry)
-        if _has_open(os.path.join(process, "fd"), match) and not _is_being_started(process):
+        opened = _opened(os.path.join(process, "fd"), asked)
+        if opened and not _is_being_started(process):
             name = _text(os.path.join(process, "comm")) or "?"
-            yield Opener(f"process {entry} ({name})", name in PASSING, name == VERIFIER)
+            opener = Opener(f"process {entry} ({name})", name in PASSING, name == VERIFIER)
+            yield from ((key, opener) for key in opened)
 
 
 def _is_being_started(process: str) -> bool:
@@ -82,50 +100,57 @@ def _is_being_started(process: str) -> bool:
     return _text(os.path.join(process, "cmdline")) == _text("/proc/self/cmdline")
 
 
-def _has_open(folder: str, match: _Match, besides: str = "") -> bool:
+def _opened(folder: str, asked: _Asked[_Key]) -> Set[_Key]:
     try:
         directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:  # the process has ended, or is not ours to look into
-        return False
+        return set()
     try:
         # Relative to the folder, because there may be thousands; and of a socket or a pipe stat(2) only says so.
-        return any(_matches(number, directory, match) for number in os.listdir(directory) if number != besides)
+        found = (_which(number, directory, asked) for number in os.listdir(directory))
+        return {key for key in found if key is not None}
     except OSError:
-        return False
+        return set()
     finally:
         os.close(directory)
 
 
-def _matches(number: str, directory: int, match: _Match) -> bool:
+def _which(number: str, directory: int, asked: _Asked[_Key]) -> Optional[_Key]:
     try:
-        return match(os.stat(number, dir_fd=directory))
+        return asked(os.stat(number, dir_fd=directory))
     except OSError:  # it was closed in the meantime
-        return False
+        return None
 
 
-def _loops(match: _Match) -> Iterator[Opener]:
+def _loops(asked: _Asked[_Key]) -> Iterator[Tuple[_Key, Opener]]:
     for name in _names("/sys/block"):
         if not name.startswith("loop"):
             continue
         backing = _text(os.path.join("/sys/block", name, "loop/backing_file"))
         try:
-            if backing and match(os.stat(backing)):
-                yield Opener(f"loop device /dev/{name}")
+            key = asked(os.stat(backing)) if backing else None
         except OSError:  # deleted, or in another mount namespace
             continue
+        if key is not None:
+            yield key, Opener(f"loop device /dev/{name}")
 
 
-def _holders(device: int) -> Iterator[Opener]:
-    folder = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/holders"
-    for name in _names(folder):
-        yield Opener(f"device {_text(os.path.join(folder, name, 'dm/name')) or name} on top of it")
+def _holders(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
+    for device in devices:
+        folder = f"/sys/dev/block/{_numbers(device)}/holders"
+        for name in _names(folder):
+            yield device, Opener(f"device {_text(os.path.join(folder, name, 'dm/name')) or name} on top of it")
 
 
-def _mounts(device: int) -> Iterator[Opener]:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def _mounts(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
+    wanted = {_numbers(device): device for device in devices}
     for number, mount_point in _mounted():
-        if number == wanted:
-            yield Opener(f"the mount at {mount_point}")
+        if number in wanted:
+            yield wanted[number], Opener(f"the mount at {mount_point}")
+
+
+def _numbers(device: int) -> str:
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def mount_points() -> FrozenSet[str]:

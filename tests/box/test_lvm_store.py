@@ -184,7 +184,7 @@ def test_after_a_boot_without_activation_the_check_makes_every_path_right(place:
     lvm("vgchange", "-an", *GROUPS)
     assert not Path(image.path).exists() and not os.path.exists(store.path(WEB, 1))
     assert image in store.images()
-    assert store.user(image) is None
+    assert store.users([image]).get(image) is None
 
     opened = store.open(image, writable=True)
     opened.close()
@@ -248,7 +248,7 @@ def test_whoever_holds_an_image_is_named_and_it_is_neither_written_nor_removed(
     store = place.store()
     image = store.create(WEB, 16 * MIB, "box_a")
     with use(image):
-        assert words in (store.user(image) or "")
+        assert words in (store.users([image]).get(image) or "")
         with pytest.raises(ImageInUseError):
             store.remove(image)
         with pytest.raises(ImageInUseError):

@@ -162,10 +162,10 @@ def test_resizing_keeps_what_still_fits(place: Lab) -> None:
 def test_images_that_somebody_has_open_are_named_and_left_alone(place: Lab) -> None:
     store = place.store()
     image = store.create(WEB, SIZE, place.location)
-    assert store.user(image) is None
+    assert store.users([image]).get(image) is None
 
     with place.in_use(image):
-        assert store.user(image)
+        assert store.users([image]).get(image)
         for action in (
             lambda: store.remove(image),
             lambda: store.resize(image, 2 * SIZE),
@@ -176,8 +176,17 @@ def test_images_that_somebody_has_open_are_named_and_left_alone(place: Lab) -> N
             assert refused.value.user
         store.open(image, writable=False).close()
 
-    assert store.user(image) is None
+    assert store.users([image]).get(image) is None
     assert store.images() == (image,)
+
+
+def test_of_several_images_only_those_that_somebody_has_open_are_named(place: Lab) -> None:
+    store = place.store()
+    used, free = store.create(WEB, SIZE, place.location), store.create(MAIL, SIZE, place.location)
+    with place.in_use(used):
+        assert list(store.users((free, used))) == [used]
+    assert not store.users((free, used))
+    assert not store.users(())
 
 
 def test_an_image_is_open_for_writing_once(place: Lab, opened: Image) -> None:
@@ -188,7 +197,7 @@ def test_an_image_is_open_for_writing_once(place: Lab, opened: Image) -> None:
     reader = store.open(image, writable=False)
     reader.close()
 
-    assert store.user(image) is None, "nobody else has it open"
+    assert store.users([image]).get(image) is None, "nobody else has it open"
     opened.close()
     opened.close()
     store.open(image, writable=True).close()

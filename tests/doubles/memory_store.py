@@ -117,8 +117,9 @@ class MemoryStore:
             one.writers += 1
         return MemoryImage(one, image.path, writable, holes=self.store_kind == "fs")
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        return self._current(image).user
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        found = ((image, self._current(image).user) for image in images)
+        return {image: user for image, user in found if user is not None}
 
     def is_known_zero(self, image: StoredImage) -> bool:
         return self.store_kind == "fs" and not any(self._current(image).content)
@@ -363,9 +364,9 @@ class FatefulStore:
         self._opened.append(opened)
         return FatefulImage(opened, self._fate, _name(image)) if self._images_too else opened
 
-    def user(self, image: StoredImage) -> Optional[str]:
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
         self._fate.watch()
-        return self._store.user(image)
+        return self._store.users(images)
 
     def is_known_zero(self, image: StoredImage) -> bool:
         self._fate.watch()

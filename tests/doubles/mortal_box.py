@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr import config, durable
 from anvil_dr.cli import wiring
@@ -99,8 +99,8 @@ class MemoryWorld:
 class _UnusedDirectoryStore(DirectoryStore):
     """Nobody else has its files open, which would take seconds to find out in /proc again and again."""
 
-    def user(self, image: StoredImage) -> Optional[str]:
-        return None
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        return {}
 
 
 class DirectoryWorld:

@@ -68,14 +68,14 @@ def is_taken_by_us(image: StoredImage) -> bool:
 
 def test_an_image_that_a_qemu_writes_is_in_use(store: DirectoryStore, image: StoredImage) -> None:
     with qemu_with(image.path, "raw"):
-        assert "qemu-system" in (store.user(image) or "")
+        assert "qemu-system" in (store.users([image]).get(image) or "")
         with pytest.raises(ImageInUseError, match="qemu-system"):
             store.open(image, writable=True)
         with pytest.raises(SourceError, match="running server"):
             open_source(image.path)
         assert not is_taken_by_us(image)
     assert is_taken_by_us(image)
-    assert store.user(image) is None
+    assert store.users([image]).get(image) is None
 
 
 def test_an_image_that_a_qemu_writes_and_shares_is_in_use(image: StoredImage) -> None:
@@ -89,7 +89,7 @@ def test_an_image_under_an_overlay_is_in_use(store: DirectoryStore, image: Store
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.path, str(overlay)], check=True
     )
     with qemu_with(str(overlay), "qcow2"):
-        assert "qemu-system" in (store.user(image) or "")
+        assert "qemu-system" in (store.users([image]).get(image) or "")
         with pytest.raises(ImageInUseError):
             store.open(image, writable=True)
         open_source(image.path).close()

@@ -136,12 +136,12 @@ def test_a_lock_whose_holder_cannot_be_seen_counts_as_use(tmp_path: Path) -> Non
     here, there = socket.socketpair()
     socket.send_fds(here, [b"x"], [fd])
     os.close(fd)
-    assert "cannot be seen" in (store_in(tmp_path).user(image) or "")
+    assert "cannot be seen" in (store_in(tmp_path).users([image]).get(image) or "")
     with pytest.raises(ImageInUseError):
         store_in(tmp_path).remove(image)
     here.close()
     there.close()
-    assert store_in(tmp_path).user(image) is None
+    assert store_in(tmp_path).users([image]).get(image) is None
 
 
 def test_a_command_that_we_are_about_to_run_is_no_user(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_command_that_we_are_about_to_run_is_no_user(tmp_path: Path) -> None:
         os.close(wait)
         os.read(go, 1)
         os._exit(0)
-    assert store_in(tmp_path).user(image) is None
+    assert store_in(tmp_path).users([image]).get(image) is None
     os.close(wait)
     os.waitpid(child, 0)
     os.close(go)

@@ -76,7 +76,7 @@ class Unwatched(DrBox):
 
     def open_store(self, state: State) -> DirectoryStore:
         store = DirectoryStore(str(self.store_folder), state.owners)
-        store.user = lambda image: None  # type: ignore[method-assign]
+        store.users = lambda images: {}  # type: ignore[method-assign]
         return store
 
 

@@ -235,9 +235,9 @@ def test_what_a_guest_writes_that_was_activated_meanwhile_is_no_rot(box: Box) ->
 
 def test_what_a_guest_writes_that_was_booted_by_hand_meanwhile_is_no_rot(box: Box) -> None:
     box.rot("Web01_Web01_0_1")
-    users: Iterator[Optional[str]] = iter((None, "qemu-system-x86 (1234)"))
+    users: Iterator[Tuple[str, ...]] = iter(((), ("qemu-system-x86 (1234)",)))
     with box.process() as target:
-        target.store.user = lambda image: next(users)  # type: ignore[method-assign]
+        target.store.users = lambda images: dict(zip(images, next(users)))  # type: ignore[method-assign]
         checks = verify.plan(verify.look(target.store, target.state), sequence=1)
         (check,) = [one for one in checks if one.image.owner.disk == "Web01_0"]
         (verdict,) = Verifier(target.store, target.state, Watched()).run([check])
@@ -264,7 +264,7 @@ def test_an_image_that_is_only_being_verified_is_not_in_use(box: Box, name: str,
     ) as reader:
         assert reader.stdout is not None
         reader.stdout.readline()
-        assert (store.user(image) is not None) == is_user
+        assert (store.users([image]).get(image) is not None) == is_user
         reader.communicate()
 
 
