@@ -7,6 +7,7 @@ booted, and behind what, is in the plan.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Callable, Dict, Final, Iterable, List, Literal, Mapping, Optional, Protocol, Tuple
@@ -85,7 +86,7 @@ def execute(
     stopped: Callable[[], bool] = lambda: False,
     workers: Optional[Executor] = None,
     now: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Optional[Callable[[float], None]] = None,
 ) -> Tuple[Outcome, ...]:
     """Boot every server that is ready, in the order of the plan; what became of each, in the same order.
 
@@ -99,7 +100,7 @@ def execute(
         boots.workers = workers or own
         boots.answer_seconds = answer_seconds
         while not boots.are_done(stopped()):
-            sleep(_POLL_SECONDS)
+            (sleep or boots.pause)(_POLL_SECONDS)
         boots.look_once_more()
         observer.pending("")
         return boots.outcomes()
@@ -170,6 +171,7 @@ class _Boots:
     ) -> None:
         self._hypervisor, self._marker, self._footing = hypervisor, marker, footing
         self._observer, self._now, self._began = observer, now, now()
+        self._news = threading.Event()
         self._boots: Dict[str, _Boot] = {planned.server: _Boot(planned) for planned in plan.ready}
         for boot in self._boots.values():
             if boot.planned.after or boot.planned.delay_seconds:
@@ -191,6 +193,11 @@ class _Boots:
         if any(boot.phase in ("waiting", "booting") for boot in self._boots.values()):
             return False
         return stopped or not any(self._is_watched(boot) or self._is_asked(boot) for boot in self._boots.values())
+
+    def pause(self, seconds: float) -> None:
+        """At most so long: a boot that has come to its end is looked at now."""
+        self._news.wait(seconds)
+        self._news.clear()
 
     def look_once_more(self) -> None:
         """What was booted early may have gone since: nobody is told that it runs because it did once."""
@@ -215,6 +222,7 @@ class _Boots:
                     self._marker.mark(boot.planned)
                 self._say(boot, "booting")
                 boot.work = self.workers.submit(self._boot, boot.planned)
+                boot.work.add_done_callback(lambda _: self._news.set())
 
     def _boot(self, planned: PlannedServer) -> None:
         xml = self._footing.prepare(planned)
