@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Iterator, List
 
 import pytest
 from hypothesis import settings
@@ -23,8 +23,8 @@ settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("repeatable")
 
 
-_LONGEST = ("box", "qemu", "xdist_group", "slow")
-
+_WHOLE = ("box", "qemu", "ssh")
+"""Folders whose files have a guest, a libvirtd or an sshd of their own. They take longest, too."""
 
 _MEMORY = "/dev/shm"  # noqa: S108
 
@@ -46,18 +46,40 @@ def in_ci() -> bool:
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """A test's folder says what it needs, and how it is shared among workers.
+    """A test's folder says what it needs.
 
-    A file that has a guest, a libvirtd or an sshd of its own stays on one worker, and with it what it started. What
-    takes longest comes first, so that both workers end at the same time, with tests of milliseconds.
+    What takes longest comes first, so that both workers end at the same time, with tests of milliseconds.
     """
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
-        if folder in ("box", "qemu"):
-            item.add_marker(folder)
-        if folder in ("box", "qemu", "ssh"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(TESTS))))
-    items.sort(key=lambda item: next((n for n, one in enumerate(_LONGEST) if item.get_closest_marker(one)), 9))
+        if _folder(item) in ("box", "qemu"):
+            item.add_marker(_folder(item))
+    items.sort(key=_turn)
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
+
+
+def _turn(item: pytest.Item) -> int:
+    if _folder(item) in _WHOLE:
+        return _WHOLE.index(_folder(item))
+    return len(_WHOLE) if item.get_closest_marker("slow") else len(_WHOLE) + 1
+
+
+@pytest.hookimpl(optionalhook=True)  # there is no xdist in a guest
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whoever runs a file of `_WHOLE` runs all of it: on two workers each would start what it needs.
+
+    Not by xdist's own groups: its 3.8 hands them over in a test's id, which has no room for them since pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if file.split("/")[1] in _WHOLE else nodeid
+
+    return ByFile(config, log)
 
 
 def _skipped(config: pytest.Config) -> List[pytest.TestReport]:
