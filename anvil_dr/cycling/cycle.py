@@ -43,14 +43,15 @@ def carry_out(
     """
     if not steps and record is None:
         return None
-    entry = state.begin(server, purpose, rotation.bind(steps, images_of(store, server)), record)
+    images = images_of(store, server)
+    entry = state.begin(server, purpose, rotation.bind(steps, images), record)
     try:
         still_may()
     except AnvilDrError:
         state.drop(entry)
         raise
     try:
-        return finish(store, state, entry)
+        return _finish(store, state, entry, images)
     except StoreError:
         if purpose != "promote":
             with suppress(StoreError):
@@ -60,9 +61,10 @@ def carry_out(
 
 def left_of(store: Store, entry: JournalEntry) -> Tuple[Step, ...]:
     """The steps that `resolve` would take. Raise StoreError."""
-    steps = _way_out(store, entry)
+    images = images_of(store, entry.server)
+    steps = _way_out(entry, images)
     if steps is None:
-        steps = rotation.remaining(entry.steps, images_of(store, entry.server))
+        steps = rotation.remaining(entry.steps, images)
     return tuple(one.step for one in steps)
 
 
@@ -76,26 +78,16 @@ def resolve(store: Store, state: State, entry: JournalEntry) -> Optional[Journal
     the plan stays pending, with the reason.
     """
     _refuse_unreadable(entry)
-    steps = _way_out(store, entry)
+    images = images_of(store, entry.server)
+    steps = _way_out(entry, images)
     if steps is None:
-        return finish(store, state, entry)
-    _take(store, state, entry, steps)
+        return _finish(store, state, entry, images)
+    _take(store, state, entry, steps, images)
     present = {image.identity for image in images_of(store, entry.server)}
     gone = {one.identity for one in entry.steps if isinstance(one.step, Removal)} - present
     state.forget_images(gone)
     state.drop(entry)
     return None
-
-
-def finish(store: Store, state: State, entry: JournalEntry) -> Optional[JournalEntry]:
-    """Take the steps of a journaled plan that have not been taken yet; returns the plan that follows from it.
-
-    Raise StoreError, StateError: the plan stays pending, with the reason.
-    """
-    _refuse_unreadable(entry)
-    _take(store, state, entry, rotation.remaining(entry.steps, images_of(store, entry.server)))
-    state.forget_images(planned.identity for planned in entry.steps if isinstance(planned.step, Removal))
-    return state.finish(entry)
 
 
 def settle(store: Store, state: State, server: str) -> None:
@@ -109,9 +101,21 @@ def settle(store: Store, state: State, server: str) -> None:
             resolve(store, state, entry)
 
 
-def _way_out(store: Store, entry: JournalEntry) -> Optional[Sequence[JournalStep]]:
+def _finish(
+    store: Store, state: State, entry: JournalEntry, images: Sequence[StoredImage]
+) -> Optional[JournalEntry]:
+    """Take the steps of a journaled plan that have not been taken yet; returns the plan that follows from it.
+
+    Raise StoreError, StateError: the plan stays pending, with the reason.
+    """
+    _refuse_unreadable(entry)
+    _take(store, state, entry, rotation.remaining(entry.steps, images), images)
+    state.forget_images(planned.identity for planned in entry.steps if isinstance(planned.step, Removal))
+    return state.finish(entry)
+
+
+def _way_out(entry: JournalEntry, images: Sequence[StoredImage]) -> Optional[Sequence[JournalStep]]:
     """What ends a plan without finishing it; None if it is to be finished."""
-    images = images_of(store, entry.server)
     if entry.purpose == "cycle":
         return rotation.withdrawal(entry.steps, images)
     return rotation.begun_removals(entry.steps, images) if entry.purpose == "trim" else None
@@ -125,16 +129,18 @@ def _refuse_unreadable(entry: JournalEntry) -> None:
         )
 
 
-def _take(store: Store, state: State, entry: JournalEntry, steps: Sequence[JournalStep]) -> None:
+def _take(
+    store: Store, state: State, entry: JournalEntry, steps: Sequence[JournalStep], images: Sequence[StoredImage]
+) -> None:
     try:
-        _take_steps(store, entry.server, steps)
+        _take_steps(store, steps, images)
     except StoreError as error:
         state.note_failure(entry, str(error))
         raise
 
 
-def _take_steps(store: Store, server: str, steps: Sequence[JournalStep]) -> None:
-    present = {image.identity: image for image in images_of(store, server)}
+def _take_steps(store: Store, steps: Sequence[JournalStep], images: Sequence[StoredImage]) -> None:
+    present = {image.identity: image for image in images}
     for planned in steps:
         step, image = planned.step, present[planned.identity]
         if isinstance(step, Removal):

@@ -226,9 +226,14 @@ def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:
         raise ImageInUseError(naming.image_name(image.owner, image.sequence), user)
 
 
-def server_sets(target: Target, server: str) -> Tuple[ImageSet, ...]:
+def server_sets(
+    target: Target, server: str, images: Optional[Sequence[StoredImage]] = None
+) -> Tuple[ImageSet, ...]:
+    """Its sets, of these images or of what the store has now. Raise StoreError, StateError."""
     state = target.state
-    return sets.assemble(cycle.images_of(target.store, server), state.set_records(server), state.pending(server))
+    if images is None:
+        images = cycle.images_of(target.store, server)
+    return sets.assemble(images, state.set_records(server), state.pending(server))
 
 
 def needs_cache(target: Target, offer: ServerOffer) -> bool:

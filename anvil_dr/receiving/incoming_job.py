@@ -143,48 +143,59 @@ class IncomingJob:
     def _admit(self, job: Job, accepted: List[ServerOffer]) -> List[ServerPlan]:
         """Say for each server whether it is taken. Those that are belong to this job from now on."""
         plans: List[ServerPlan] = []
+        warnings: Dict[str, Tuple[str, ...]] = {}
         for offer in job.servers:
             try:
-                warnings = self._admit_one(offer, accepted)
+                warnings[offer.name] = self._admit_one(offer, accepted)
+                if len(job.servers) > 1:
+                    self._try_alone(offer)
             except AnvilDrError as error:
                 plans.append(self._refuse(offer, error))
             else:
                 accepted.append(offer)
-                plans.append(ServerPlan(offer.name, None, warnings))
         try:
             self._cache = caching.plan(self._target, accepted)
-            self._promise(accepted)
+            for server, said in self._promise(accepted).items():
+                plans.append(ServerPlan(server, None, warnings[server] + said))
         except AnvilDrError as error:
             # SPEC section 4: what does not fit as a whole is refused as a whole.
             for offer in accepted:
                 self._target.vacate(offer.name, self._id)
-                plans = [p for p in plans if p.name != offer.name] + [self._refuse(offer, error)]
+                plans.append(self._refuse(offer, error))
             accepted.clear()
         return plans
 
     def _admit_one(self, offer: ServerOffer, accepted: Sequence[ServerOffer]) -> Tuple[str, ...]:
+        """Make it this job's, if nothing speaks against that; warnings."""
         announcement.check_server(offer)
         warnings = admission.check_server(self._target, offer, self._allowed, accepted)
         self._target.occupy(offer.name, self._id)
         try:
             admission.claim_names(self._target, offer)
-            # Alone first, so that what is wrong with one server does not refuse the others.
-            with self._target.names:
-                cached = caching.plan(self._target, [offer]).servers
-                plan = admission.plan_servers(self._target, self._id, [offer], cached)[offer.name]
         except AnvilDrError:
             self._target.vacate(offer.name, self._id)
             raise
-        return warnings + plan.warnings
+        return warnings
 
-    def _promise(self, accepted: Sequence[ServerOffer]) -> None:
+    def _try_alone(self, offer: ServerOffer) -> None:
+        """Plan it by itself, so that what is wrong with one server does not refuse the others."""
+        try:
+            with self._target.names:
+                cached = caching.plan(self._target, [offer]).servers
+                admission.plan_servers(self._target, self._id, [offer], cached)
+        except AnvilDrError:
+            self._target.vacate(offer.name, self._id)
+            raise
+
+    def _promise(self, accepted: Sequence[ServerOffer]) -> Dict[str, Tuple[str, ...]]:
+        """Keep room for them; warnings of each."""
         if not accepted:
-            return
+            return {}
         with self._target.names:
-            for server, plan in admission.plan_servers(
-                self._target, self._id, accepted, self._cache.servers
-            ).items():
+            plans = admission.plan_servers(self._target, self._id, accepted, self._cache.servers)
+            for server, plan in plans.items():
                 self._target.promise(self._id, server, admission.space_taken(plan))
+        return {server: plan.warnings for server, plan in plans.items()}
 
     def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
         log.warning("server refused job=%s server=%r code=%s error=%s", self._id, offer.name, error.code, error)

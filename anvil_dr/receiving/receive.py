@@ -79,7 +79,8 @@ class SetWriter:
             cycle.carry_out(
                 target.store, target.state, server, "cycle", plan.steps, still_may=self._refuse_if_activated
             )
-            recycled = {i.owner: i for i in cycle.images_of(target.store, server) if i.sequence == INCOMPLETE}
+            present = cycle.images_of(target.store, server)
+            recycled = {image.owner: image for image in present if image.sequence == INCOMPLETE}
             for allocation in plan.allocations:
                 disk = allocation.owner.disk
                 self._images[disk] = self._allocate(allocation, recycled.get(allocation.owner))
@@ -89,7 +90,7 @@ class SetWriter:
             target.state.forget_images(image.identity for image in self._images.values())
         if target.store.kind == "lvm":
             target.vacate_space(self._job_id, server)  # the volumes exist now, so the space is taken for real
-        newest = sets.newest_complete(admission.server_sets(target, server))
+        newest = sets.newest_complete(admission.server_sets(target, server, present))
         for disk, image in self._images.items():
             self._writable[disk] = self._opened(image, writable=True)
         for image in newest.images if newest else ():

@@ -11,11 +11,11 @@ from typing import Final, Optional, Tuple
 from anvil_dr import durable
 from anvil_dr.errors import CommandError, StoreError, StoreFullError
 from anvil_dr.ports import CommandRunner
-from anvil_dr.stores.lvm_report import GROUP_FIELDS, VOLUME_FIELDS, Group, Volume, drives, groups, volumes
+from anvil_dr.stores.lvm_report import FULL_REPORT, GROUP_FIELDS, Group, Volume, groups, volumes
 
 log = logging.getLogger(__name__)
 
-_REPORT: Final = ("--reportformat", "json", "--units", "b", "--nosuffix", "--binary", "-o")
+_REPORT: Final = ("--reportformat", "json", "--units", "b", "--nosuffix", "--binary")
 _SECTOR_BYTES: Final = 512
 """A size given in bytes must be whole sectors; LVM rounds it up to extents."""
 _INVALID_COMMAND_LINE: Final = 3
@@ -41,7 +41,7 @@ class LvmCommands:
         """Those of the store's groups that LVM finds, and what it says of the others. Raise StoreError."""
         said = ""
         try:
-            report = self._run(("vgs", *_REPORT, GROUP_FIELDS, *self.group_names)).stdout
+            report = self._run(("vgs", *_REPORT, "-o", GROUP_FIELDS, *self.group_names)).stdout
         except CommandError as error:  # also for a missing group, after reporting the others
             report, said = error.stdout or b'{"report": []}', f" ({error})"
         found = groups(report)
@@ -50,7 +50,7 @@ class LvmCommands:
     def volumes(self) -> Tuple[Volume, ...]:
         """Every visible volume of the store's groups, ours or not. Raise StoreError."""
         try:
-            report = self._run(("lvs", *_REPORT, VOLUME_FIELDS, *self.group_names)).stdout
+            report = self._run(("lvm", "fullreport", *_REPORT, *FULL_REPORT, *self.group_names)).stdout
         except CommandError as error:
             self.groups()  # names the group that is missing, if it is that
             raise StoreError(f"cannot list the volumes: {error}") from error
@@ -72,8 +72,9 @@ class LvmCommands:
             self._run(("lvcreate", "--yes", "--type", "linear", *unwiped, *tagged, *size, "--name", name, group))
         except CommandError as error:
             raise self._too_full(group, size_bytes) or _refusal(group, name, error) from error
-        self._settle(group)
-        return self.find(group, name)
+        created = self.find(group, name)
+        _settle(created)
+        return created
 
     def resize(self, volume: Volume, size_bytes: int) -> Volume:
         """Make it another number of whole extents. Raise StoreFullError, StoreError."""
@@ -89,19 +90,19 @@ class LvmCommands:
         except CommandError as error:
             too_full = self._too_full(volume.group, wanted_bytes - volume.size_bytes)
             raise too_full or _refusal(volume.group, volume.name, error) from error
-        self._settle(volume.group)
+        _settle(volume)
         return self.find(volume.group, volume.name)
 
     def rename(self, volume: Volume, name: str) -> Volume:
         """Give it another name in its group. Raise StoreError."""
         self._change(volume, ("lvrename", volume.group, volume.name, name))
-        self._settle(volume.group)
+        _settle(volume)
         return volume.renamed(name)
 
     def remove(self, volume: Volume) -> None:
         """Free its extents. Raise StoreError."""
         self._change(volume, ("lvremove", "--yes", f"{volume.group}/{volume.name}"))
-        self._settle(volume.group)
+        _settle(volume)
 
     def activate(self, volume: Volume) -> Volume:
         """Give it its device nodes. Raise StoreError."""
@@ -114,23 +115,6 @@ class LvmCommands:
             self._run(argv)
         except CommandError as error:
             raise _refusal(volume.group, volume.name, error) from error
-
-    def _settle(self, group: str) -> None:
-        """Put what LVM has written about the group on stable storage, on each of its drives.
-
-        LVM writes past the page cache, but not past the drives' own: a power cut right after it has said that a
-        volume is renamed undoes that (seen with lvm2 2.03.16).
-        """
-        try:
-            report = self._run(("pvs", *_REPORT, "pv_name", "--select", f'vg_name="{group}"')).stdout
-        except CommandError as error:
-            raise StoreError(f"cannot list the drives of volume group {group}: {error}", store=group) from error
-        for drive in drives(report):
-            try:
-                durable.sync_device(drive)
-            except OSError as error:
-                why = f"volume group {group}: cannot flush {drive}: {error.strerror}"
-                raise StoreError(why, store=group) from error
 
     def _shrink(self, argv: Tuple[str, ...]) -> None:
         """From 2.03.17 on LVM refuses to shrink below a file system that it sees, unless told to ignore it."""
@@ -148,6 +132,20 @@ class LvmCommands:
             if group.name == group_name and rounded_bytes > group.free_bytes:
                 return StoreFullError(rounded_bytes, group.free_bytes, f"volume group {group_name}")
         return None
+
+
+def _settle(volume: Volume) -> None:
+    """Put what LVM has written about a volume's group on stable storage, on each of its drives.
+
+    LVM writes past the page cache, but not past the drives' own: a power cut right after it has said that a
+    volume is renamed undoes that (seen with lvm2 2.03.16).
+    """
+    for drive in volume.drives:
+        try:
+            durable.sync_device(drive)
+        except OSError as error:
+            why = f"volume group {volume.group}: cannot flush {drive}: {error.strerror}"
+            raise StoreError(why, store=volume.group) from error
 
 
 def _refusal(group: str, name: str, error: CommandError) -> StoreError:

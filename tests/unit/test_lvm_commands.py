@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import pytest
 
@@ -27,8 +27,11 @@ VOLUME = {
 }  # fmt: skip
 
 
-def report(kind: str, *rows: Dict[str, str]) -> bytes:
-    return json.dumps({"report": [{kind: list(rows)}]}).encode()
+DRIVES = [{"pv_name": "/dev/sda"}, {"pv_name": "[unknown]"}, {"pv_name": "/dev/sdb"}]
+
+
+def report(kind: str, *rows: Dict[str, str], drives: Sequence[Dict[str, str]] = ()) -> bytes:
+    return json.dumps({"report": [{kind: list(rows), "pv": list(drives)}]}).encode()
 
 
 class Lvm:
@@ -62,6 +65,13 @@ def test_a_report_becomes_values() -> None:
     assert volume(lv_attr="owi-aos---").has_snapshots
 
 
+def test_each_volume_knows_the_drives_of_its_own_group() -> None:
+    first, second = report("lv", VOLUME, drives=DRIVES), report("lv", {**VOLUME, "vg_name": "dr01_vg1"})
+    both = {"report": json.loads(first)["report"] + json.loads(second)["report"]}
+    found = {one.group: one.drives for one in volumes(json.dumps(both).encode())}
+    assert found == {"dr01_vg0": ("/dev/sda", "/dev/sdb"), "dr01_vg1": ()}
+
+
 @pytest.mark.parametrize(
     "field, value, problem",
     [
@@ -85,6 +95,7 @@ def test_what_else_lvm_puts_into_its_report_is_no_row() -> None:
         *(b"", b"{}", b"[]", b'{"report": 3}', b'{"report": [[]]}'),
         report("vg", {}),
         report("vg", {**GROUP, "vg_free": "plenty"}),
+        b'{"report": [{"vg": 3}]}',
     ],
 )
 def test_a_report_that_cannot_be_understood_is_a_store_error(garbage: bytes) -> None:
@@ -129,27 +140,29 @@ def test_what_lvm_changed_is_on_every_drive_of_the_group_before_anything_else_is
 
     def answer(argv: Tuple[str, ...]) -> Tuple[int, bytes]:
         told.append(argv[0])
-        if argv[0] == "pvs":
-            return 0, report("pv", {"pv_name": "/dev/sda"}, {"pv_name": "[unknown]"}, {"pv_name": "/dev/sdb"})
-        return 0, report("lv", {**VOLUME, "lv_name": "x"})
+        return 0, report("lv", {**VOLUME, "lv_name": "x"}, drives=DRIVES)
 
     commands = LvmCommands(("dr01_vg0",), Lvm(answer))
     commands.create("dr01_vg0", "x", MIB, ())
-    assert told == ["lvcreate", "pvs", "flush /dev/sda", "flush /dev/sdb", "lvs"]
+    assert told == ["lvcreate", "lvm", "flush /dev/sda", "flush /dev/sdb"]
+    (created,) = commands.volumes()
     for action, command in (
-        (lambda: commands.rename(volume(), "x"), "lvrename"),
-        (lambda: commands.remove(volume()), "lvremove"),
-        (lambda: commands.resize(volume(lv_name="x"), 12 * MIB), "lvresize"),
+        (lambda: commands.rename(created, "y"), "lvrename"),
+        (lambda: commands.remove(created), "lvremove"),
+        (lambda: commands.resize(created, 12 * MIB), "lvresize"),
     ):
         told.clear()
         action()  # type: ignore[no-untyped-call]
-        assert told[:4] == [command, "pvs", "flush /dev/sda", "flush /dev/sdb"]
+        assert told[:3] == [command, "flush /dev/sda", "flush /dev/sdb"]
 
 
 def test_a_drive_that_cannot_be_flushed_is_named(tmp_path: Path) -> None:
-    lvm = Lvm(lambda argv: (0, report("pv", {"pv_name": str(tmp_path / "sdx")})))
+    commands = LvmCommands(
+        ("dr01_vg0",), Lvm(lambda argv: (0, report("lv", VOLUME, drives=[{"pv_name": str(tmp_path / "sdx")}])))
+    )
+    (there,) = commands.volumes()
     with pytest.raises(StoreError, match="volume group dr01_vg0: cannot flush .*sdx: No such file"):
-        LvmCommands(("dr01_vg0",), lvm).rename(volume(), "x")
+        commands.rename(there, "x")
 
 
 def test_a_refusal_that_is_not_about_space_passes_on_what_lvm_said() -> None:
