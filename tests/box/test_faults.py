@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import shutil
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Tuple
@@ -14,7 +15,7 @@ import pytest
 
 from anvil_dr import command
 from anvil_dr.errors import AnvilDrError, CommandError
-from anvil_dr.ports import Completed, Store
+from anvil_dr.ports import CommandRunner, Completed, Store
 from anvil_dr.records.state import State
 from anvil_dr.sending.send import JobOutcome, OutgoingDisk, OutgoingServer
 from anvil_dr.sending.source import open_source
@@ -210,6 +211,32 @@ def test_a_store_that_others_fill_up_once_a_job_is_taken_loses_no_set(files: Sto
         assert files.is_set(1, 3) and files.is_set(2, 1)
 
 
+def test_a_store_that_others_fill_up_in_the_middle_of_a_disk_loses_no_set(files: Story) -> None:
+    filler = files.box.store_folder / "filler"
+    with files.box.running():
+        files.good()
+        files.good()
+        said = files.bad(lambda: run("bash", "-c", f"cat /dev/zero >{filler}; true"), filler.unlink, 40)
+        assert "No space left on device" in said and "Web01" in said, said
+        assert files.is_set(2, 1)
+        files.good()
+        assert files.is_set(1, 3) and files.is_set(2, 1)
+
+
+def test_a_group_that_others_fill_up_once_a_job_is_taken_loses_no_set(volumes: Story) -> None:
+    with volumes.box.running():
+        volumes.good()
+        said = volumes.bad(
+            lambda: run("lvcreate", "-y", "-Wn", "-l", "100%FREE", "-n", "others", GROUP),
+            lambda: run("lvremove", "-y", f"{GROUP}/others"),
+            early=True,
+        )
+        assert "too small" in said and GROUP in said, said
+        assert volumes.is_set(1, 0), "nothing was cycled for it"
+        volumes.good()
+        assert volumes.is_set(1, 2) and volumes.is_set(2, 0)
+
+
 @pytest.mark.parametrize("early", [True, False])
 def test_a_full_state_directory_fails_the_job_and_loses_no_set(tmp_path: Path, early: bool) -> None:
     state = tmp_path / "state"
@@ -263,11 +290,27 @@ class Hangs:
         raise CommandError(argv, None, b"", b"", "no answer within 120 seconds")
 
 
+def slowly(argv: Tuple[str, ...], *, timeout_seconds: float = 120.0, stdin: bytes = b"") -> Completed:
+    """As a group on a drive does that is busy with something else."""
+    time.sleep(1)
+    return command.run(argv, timeout_seconds=timeout_seconds, stdin=stdin)
+
+
 class Hanging(DrBox):
-    runner: Hangs | None = None
+    runner: CommandRunner | None = None
 
     def open_store(self, state: State) -> Store:
         return LvmStore((GROUP,), self.runner or command.run)
+
+
+def test_lvm_that_is_slow_is_waited_for(tmp_path: Path) -> None:
+    run("lvremove", "-y", GROUP)
+    box = Hanging(tmp_path, groups=(GROUP,))
+    box.runner = slowly
+    story = Story(box, tmp_path)
+    with box.running():
+        story.good()
+        assert story.is_set(1, 0)
 
 
 @pytest.mark.parametrize(
