@@ -42,7 +42,7 @@ class StoredImage:
     location: str
     """Name of the volume group, or the directory."""
     identity: str
-    """What stays the same through renames: `lv:<uuid>` or `inode:<number>`."""
+    """What stays the same through renames: `lv:<uuid>` or `inode:<number>.<generation>`."""
     size_bytes: int
     """What can be read from it: for a volume, rounded up to whole extents."""
     path: str

@@ -7,9 +7,11 @@ else carries an image's name is never followed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import stat
+import sys
 from contextlib import contextmanager
 from typing import Dict, Final, Iterable, Iterator, List, Literal, Optional, Set, Tuple
 
@@ -17,7 +19,7 @@ from anvil_dr import durable, naming
 from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
 from anvil_dr.model import INCOMPLETE, Location, Owner, Sequence, StoredImage
 from anvil_dr.ports import OwnerSource
-from anvil_dr.stores import openers, qemu_lock
+from anvil_dr.stores import mounts, openers, qemu_lock
 from anvil_dr.stores.open_image import FileImage
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 _MODE: Final = 0o600
 # O_NONBLOCK, or a fifo with an image's name would block the open until somebody writes to it.
 _OPEN_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 
 
 class DirectoryStore:
@@ -66,21 +69,15 @@ class DirectoryStore:
 
     def images(self) -> Tuple[StoredImage, ...]:
         """Every regular file that has the name of a known owner's image. Raise StoreError."""
-        files: Dict[str, os.stat_result] = {}
-        with self._open_directory() as directory:
-            names = self._list(directory)
-            known = naming.match_files(names, self._owners())
-            for name in known:
-                facts = self._look(directory, name)
-                if facts is not None:
-                    files[name] = facts
         found: List[StoredImage] = []
-        for name, facts in sorted(files.items()):
-            if stat.S_ISREG(facts.st_mode):
-                owner, sequence = known[name]
-                found.append(self._image(owner, sequence, facts))
-            else:
-                log.warning("not an image, ignored: path=%s reason=%r", self._join(name), "not a regular file")
+        with self._open_directory() as directory:
+            for name, (owner, sequence) in sorted(naming.match_files(self._list(directory), self._owners()).items()):
+                fd = self._look(directory, name)
+                if fd is not None:
+                    try:
+                        found.append(self._image(owner, sequence, fd))
+                    finally:
+                        os.close(fd)
         return tuple(found)
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
@@ -106,7 +103,7 @@ class DirectoryStore:
                 try:
                     os.ftruncate(fd, size_bytes)
                     durable.sync_data(fd)
-                    facts = os.fstat(fd)
+                    image = self._image(owner, INCOMPLETE, fd)
                 finally:
                     os.close(fd)
             except OSError as error:
@@ -118,7 +115,6 @@ class DirectoryStore:
                 durable.sync_directory(self._directory)
             except OSError as error:
                 raise self._failure("create", name, error) from error
-        image = self._image(owner, INCOMPLETE, facts)
         _log("created", image, f"size_bytes={image.size_bytes}")
         return image
 
@@ -130,10 +126,9 @@ class DirectoryStore:
             try:
                 os.ftruncate(fd, size_bytes)
                 durable.sync_data(fd)
-                facts = os.fstat(fd)
+                resized = self._image(image.owner, image.sequence, fd)
             except OSError as error:
                 raise self._failure("resize", os.path.basename(image.path), error) from error
-        resized = self._image(image.owner, image.sequence, facts)
         _log("resized", resized, f"size_bytes={resized.size_bytes}")
         return resized
 
@@ -143,11 +138,11 @@ class DirectoryStore:
         with self._open(image, os.O_RDONLY) as fd:
             try:
                 durable.rename_exclusively(self._directory, before, after)
-                facts = os.fstat(fd)
+                renamed = self._image(image.owner, sequence, fd)
             except OSError as error:
                 raise self._failure("rename an image to", after, error) from error
         _log("renamed", image, f"to={sequence}")
-        return self._image(image.owner, sequence, facts)
+        return renamed
 
     def remove(self, image: StoredImage) -> None:
         """Unlink it, durably. Raise ImageInUseError, StoreError."""
@@ -241,19 +236,22 @@ class DirectoryStore:
                 fd = os.open(name, flags | _OPEN_FLAGS, dir_fd=directory)
             except OSError as error:
                 raise self._failure("open", name, error) from error
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or _identity(facts) != image.identity:
+        if not stat.S_ISREG(os.fstat(fd).st_mode) or _identity(fd) != image.identity:
             os.close(fd)
             raise StoreError(f"{self._join(name)} is not the image it was", store=self._directory, image=name)
         return fd
 
-    def _look(self, directory: int, name: str) -> Optional[os.stat_result]:
+    def _look(self, directory: int, name: str) -> Optional[int]:
+        """A descriptor of one file, for looking at it; None if it is not a regular one, or has gone meanwhile."""
         try:
-            return os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                return os.open(name, os.O_RDONLY | _OPEN_FLAGS, dir_fd=directory)
         except FileNotFoundError:  # renamed or removed since the directory was listed
             return None
         except OSError as error:
             raise self._failure("look at", name, error) from error
+        log.warning("not an image, ignored: path=%s reason=%r", self._join(name), "not a regular file")
+        return None
 
     def _list(self, directory: int) -> List[str]:
         try:
@@ -275,32 +273,17 @@ class DirectoryStore:
         return self.locations()[0].free_bytes
 
     def _refuse_unmounted(self) -> None:
-        missing = self._unmounted()
+        try:
+            missing = mounts.unmounted_above(self._directory, self._fstab)
+        except OSError as error:
+            raise self._error(f"{self._fstab} cannot be read: {error.strerror}") from error
         if missing:
             raise self._error(f"{self._fstab} has a file system for {missing}, and it is not mounted")
 
-    def _unmounted(self) -> Optional[str]:
-        """The mount point in fstab that the directory is on, or is, if nothing is mounted there now."""
-        try:
-            with open(self._fstab, encoding="utf-8", errors="surrogateescape") as file:
-                lines = [line.split() for line in file]
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise self._error(f"{self._fstab} cannot be read: {error.strerror}") from error
-        wanted = {openers.unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")}
-        mounted = openers.mount_points()
-        folder = os.path.realpath(self._directory)
-        while folder != "/":
-            if folder in wanted and folder not in mounted:
-                return folder
-            folder = os.path.dirname(folder)
-        return None
-
-    def _image(self, owner: Owner, sequence: Sequence, facts: os.stat_result) -> StoredImage:
-        path = self.path(owner, sequence)
+    def _image(self, owner: Owner, sequence: Sequence, fd: int) -> StoredImage:
+        facts, path = os.fstat(fd), self.path(owner, sequence)
         holes_bytes = max(0, facts.st_size - facts.st_blocks * 512)  # stat(2): of 512 bytes, whatever the file system
-        return StoredImage(owner, sequence, self._directory, _identity(facts), facts.st_size, path, holes_bytes)
+        return StoredImage(owner, sequence, self._directory, _identity(fd), facts.st_size, path, holes_bytes)
 
     def _join(self, name: str) -> str:
         return os.path.join(self._directory, name)
@@ -313,8 +296,17 @@ class DirectoryStore:
         return StoreError(f"cannot {action} {self._join(name)}: {reason}", store=self._directory, image=name)
 
 
-def _identity(facts: os.stat_result) -> str:
-    return f"inode:{facts.st_ino}"
+def _identity(fd: int) -> str:
+    """Its inode, and which of the files that had that number it is, where the file system keeps that.
+
+    In a store that was copied file by file the numbers are given away anew, and one image may have another's.
+    """
+    number, generation = os.fstat(fd).st_ino, bytearray(8)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETVERSION, generation)
+    except OSError:  # tmpfs and vfat have none
+        return f"inode:{number}"
+    return f"inode:{number}.{int.from_bytes(generation[:4], sys.byteorder)}"
 
 
 def _log(what: str, image: StoredImage, detail: str) -> None:

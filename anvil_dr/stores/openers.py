@@ -9,7 +9,9 @@ import os
 import re
 import stat
 from dataclasses import dataclass
-from typing import Callable, Collection, Dict, Final, FrozenSet, Iterator, List, Optional, Set, Tuple, TypeVar
+from typing import Callable, Collection, Dict, Final, Iterator, List, Optional, Set, Tuple, TypeVar
+
+from anvil_dr.stores import mounts
 
 PASSING: Final = frozenset({"systemd-udevd", "(udev-worker)", "udevd", "blkid", "lvm", "multipathd"})
 """Programs that look at every block device when it appears and are gone in a moment."""
@@ -144,31 +146,13 @@ def _holders(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
 
 def _mounts(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
     wanted = {_numbers(device): device for device in devices}
-    for number, mount_point in _mounted():
+    for number, mount_point in mounts.mounted():
         if number in wanted:
             yield wanted[number], Opener(f"the mount at {mount_point}")
 
 
 def _numbers(device: int) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
-
-
-def mount_points() -> FrozenSet[str]:
-    """Where anything is mounted now."""
-    return frozenset(mount_point for _, mount_point in _mounted())
-
-
-def _mounted() -> Iterator[Tuple[str, str]]:
-    """The (major:minor, mount point) of every mount."""
-    for line in _text("/proc/self/mountinfo").splitlines():
-        fields = line.split(" ")  # proc(5): id, parent, major:minor, root, mount point
-        if len(fields) > 4:
-            yield fields[2], unescape(fields[4])
-
-
-def unescape(field: str) -> str:
-    """A path as fstab(5) and /proc/self/mountinfo mean it: blanks stand there as octal escapes."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _names(folder: str) -> List[str]:

@@ -15,6 +15,7 @@ from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.stores.open_image import BlockImage, FileImage, block_size_bytes
 from tests.contract.labs import DirectoryLab
 from tests.contract.test_stores import *  # noqa: F403  each test of the contract is one of this module too
+from tests.contract.test_stores import MAIL, WEB
 
 pytestmark = pytest.mark.in_guest(drives=("400M", "200M", "64M", "64M"))
 
@@ -57,6 +58,20 @@ def test_a_store_whose_file_system_is_not_mounted_fails_its_check(file_systems: 
     with pytest.raises(StoreError, match="cannot be written"):
         store.check()
     run("mount", "-o", "remount,rw", "/mnt/xfs")
+
+
+def test_a_file_that_was_given_the_number_of_another_is_not_that_image(file_systems: None) -> None:
+    store = DirectoryStore("/mnt/xfs/store", lambda: [WEB, MAIL])
+    first = store.create(WEB, MIB, "/mnt/xfs/store")
+    number = os.stat(first.path).st_ino
+    store.remove(first)
+    second = store.create(MAIL, MIB, "/mnt/xfs/store")
+    assert os.stat(second.path).st_ino == number, "or this shows nothing"
+    assert second.identity != first.identity
+    run("umount", "/mnt/xfs")
+    run("mount", "/dev/ubda", "/mnt/xfs")
+    assert [image.identity for image in store.images()] == [second.identity]
+    store.remove(second)
 
 
 @pytest.fixture(scope="module")
