@@ -46,7 +46,7 @@ done
 """
 _LVM = f"""
 printf 'devices {{ global_filter = [ "a|^/dev/loop|", "r|.*|" ] }}\\n' >/etc/lvm/lvmlocal.conf
-cp {shlex.quote(str(ROOT))}/etc/99-anvil-dr.rules /etc/udev/rules.d/
+cp {shlex.quote(str(ROOT))}/etc/62-anvil-dr.rules /etc/udev/rules.d/
 udevadm control --reload
 """
 _MAKE = {

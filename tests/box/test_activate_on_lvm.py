@@ -19,7 +19,7 @@ from anvil_dr.stores.lvm import LvmStore
 pytestmark = pytest.mark.in_guest(drives=("200M", "200M"))
 
 MIB = 1 << 20
-RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
+RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 URI = "test:///default"
 OF_THE_DRIVER = "test"
 

@@ -32,7 +32,7 @@ MIB = 1 << 20
 PULLS, PARTS = 5, 4
 """In each part, and in how many: twenty in all."""
 SEED = int(os.environ.get("ANVIL_DR_SEED") or random.SystemRandom().randrange(1 << 32))
-RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
+RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 CORE = Path("/sys/kernel/config/target/core/iblock_0/cache1")
 PORT = Path("/sys/kernel/config/target/loopback/naa.5001405000000001/tpgt_1")
 

@@ -26,7 +26,7 @@ from tests.doubles.dr_box import DOMAIN, DrBox, Node, Quiet
 pytestmark = pytest.mark.in_guest(drives=("200M", "160M", "16M"), memory="768M")
 
 MIB = 1 << 20
-RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
+RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 GROUP = "dr01_vg0"
 DRIVES = {"pv": "/dev/ubda", "disk": "/dev/ubdb", "source": "/dev/ubdc"}
 WELL = "linear {drive} 0"

@@ -17,7 +17,7 @@ from tests.doubles.dr_box import DrBox, Node
 pytestmark = pytest.mark.in_guest(drives=("300M", "296M"), memory="1G")
 
 MIB = 1 << 20
-RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
+RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 LINKS = Path("/dev/anvil-dr")
 
 

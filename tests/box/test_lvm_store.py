@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, ContextManager, Dict, Iterator
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.in_guest(drives=("300M", "300M", "200M"))
 
 MIB = 1 << 20
 GROUPS = ("box_a", "box_b", "box_c")
-RULE = Path(__file__).resolve().parents[2] / "etc" / "99-anvil-dr.rules"
+RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 
 
 def lvm(*argv: str) -> str:
@@ -100,6 +101,35 @@ def test_the_link_stays_while_the_volume_is_suspended_and_open(place: LvmLab) ->
     lvm("dmsetup", "resume", mapped)
     lvm("udevadm", "settle")
     assert marks() == {link.name: "here"}
+
+
+def raid_member() -> bytes:
+    """What makes udev take a device for half of a RAID 1 (struct mdp1_super_block at 4 KiB: version 1.2)."""
+    block = bytearray(256)
+    struct.pack_into("<II8x16s32sQI8x4xI", block, 0, 0xA92B4EFC, 1, b"u" * 16, b"guest:0", 0, 1, 2)
+    struct.pack_into("<Q", block, 144, 8)
+    total = sum(struct.unpack("<64I", block))
+    struct.pack_into("<I", block, 216, (total + (total >> 32)) & 0xFFFFFFFF)
+    return bytes(4096) + bytes(block)
+
+
+def test_the_host_makes_no_raid_of_what_a_guest_has_on_its_disks(place: LvmLab) -> None:
+    store = place.store()
+    image = make(store, WEB, INCOMPLETE, "box_a")
+    lvm("lvcreate", "-y", "-Wn", "-Zn", "-L", "4M", "-n", "foreign", "box_a")
+    for path in (image.path, "/dev/box_a/foreign"):
+        with open(path, "r+b") as device:
+            device.write(raid_member())
+    seen = lvm("blkid", "--probe", image.path)
+    assert 'TYPE="linux_raid_member"' in seen, "or this shows nothing"
+    image = store.rename(image, 1)
+    lvm("udevadm", "trigger", "--settle", "--action=change", os.path.realpath("/dev/box_a/foreign"))
+    facts = {path: lvm("udevadm", "info", "--query=property", path) for path in (image.path, "/dev/box_a/foreign")}
+    lvm("lvremove", "-y", "box_a/foreign")
+    # mdadm's own rule, 64-md-raid-assembly.rules, goes by this alone.
+    assert "ID_FS_TYPE=linux_raid_member" in facts["/dev/box_a/foreign"]
+    assert "ID_FS_TYPE" not in facts[image.path]
+    assert store.path(WEB, 1).rsplit("/", 1)[1] in marks()
 
 
 def test_a_replaced_image_has_its_successor_in_another_group_before_it_goes(place: LvmLab) -> None:
