@@ -27,7 +27,8 @@ from anvil_dr.cli.send_report import Recorder
 from anvil_dr.errors import AnvilDrError, JobInterruptedError, UsageError
 from anvil_dr.failback import give_back
 from anvil_dr.sending import connect
-from anvil_dr.sending.send import JobSender, OutgoingServer, ServerOutcome
+from anvil_dr.sending.job import OutgoingServer, ServerOutcome
+from anvil_dr.sending.send import JobSender
 
 PROGRAM = "anvil-dr-export"
 

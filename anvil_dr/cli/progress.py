@@ -1,6 +1,6 @@
 """How a job goes, for those who watch: plain lines in a log; progress_bars.py on a terminal. Writes to one stream.
 
-Implements send.Observer. What it's told comes from several threads. A stream that breaks ends the reports, never the
+Implements job.Observer. What it's told comes from several threads. A stream that breaks ends the reports, never the
 job: servers may be off, and must be started again.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Callable, Dict, Final, Mapping, Optional, Protocol, TextIO, Tuple, Type
 
 from anvil_dr import words
-from anvil_dr.sending.send import Observer, ServerOutcome
+from anvil_dr.sending.job import Observer, ServerOutcome
 from anvil_dr.wire.protocol import JobPlan
 
 EVERY_SECONDS: Final = 5.0

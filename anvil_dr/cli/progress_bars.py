@@ -19,7 +19,7 @@ from rich.text import Text
 
 from anvil_dr import words
 from anvil_dr.cli.progress import Silent, Watcher, ended
-from anvil_dr.sending.send import ServerOutcome
+from anvil_dr.sending.job import ServerOutcome
 from anvil_dr.wire.protocol import JobPlan
 
 

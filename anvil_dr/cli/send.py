@@ -20,11 +20,12 @@ from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.ports import OwnerSource, SourceHypervisor, Store
 from anvil_dr.receiving.target import utc_now
 from anvil_dr.sending import connect, job_file, off_notes, outgoing
+from anvil_dr.sending.job import ServerOutcome
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.sending.outgoing import Prepared
 from anvil_dr.sending.outgoing_domain import DomainReader
-from anvil_dr.sending.send import JobSender, ServerOutcome
+from anvil_dr.sending.send import JobSender
 from anvil_dr.sending.to_drive import DriveSender
 from anvil_dr.stores.directory import DirectoryStore
 

@@ -7,7 +7,7 @@ from typing import Dict, Final, Iterator, List, Mapping, Optional, Set, Tuple
 
 from anvil_dr import words
 from anvil_dr.errors import AnvilDrError, NotStartedError, RemoteError
-from anvil_dr.sending.send import Observer, OutgoingServer, ServerOutcome
+from anvil_dr.sending.job import Observer, OutgoingServer, ServerOutcome
 from anvil_dr.wire.protocol import JobPlan
 
 _AGAIN: Final = "run the same command again; what has arrived is not sent again"

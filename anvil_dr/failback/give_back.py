@@ -17,7 +17,7 @@ from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, Usage
 from anvil_dr.model import ImageRecord, ImageSet, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
-from anvil_dr.sending.send import OutgoingDisk, OutgoingServer, Source
+from anvil_dr.sending.job import OutgoingDisk, OutgoingServer, Source
 from anvil_dr.sending.source import open_source
 
 

@@ -17,8 +17,8 @@ from anvil_dr import definition
 from anvil_dr.definition.reading import MAX_BYTES as _MAX_DEFINITION_BYTES
 from anvil_dr.errors import AnvilDrError, DefinitionError, SourceChangedError, SourceError
 from anvil_dr.firmware_files import FirmwareFiles
+from anvil_dr.sending.job import OutgoingDisk, OutgoingServer, ServerOutcome
 from anvil_dr.sending.job_file import DiskEntry, JobFile, ServerEntry
-from anvil_dr.sending.send import OutgoingDisk, OutgoingServer, ServerOutcome
 from anvil_dr.sending.source import SourceDisk, open_source
 from anvil_dr.stores.open_image import FileImage
 

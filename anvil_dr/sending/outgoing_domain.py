@@ -11,9 +11,9 @@ from typing import Dict, List, Sequence, Set, Tuple
 from anvil_dr import definition, firmware_files
 from anvil_dr.definition import SourceDisk
 from anvil_dr.errors import DefinitionError, SourceError, UsageError
+from anvil_dr.sending.job import OutgoingDisk, OutgoingServer
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.outgoing import Prepared, Refuse, outgoing_disk, prepare, refuse_format
-from anvil_dr.sending.send import OutgoingDisk, OutgoingServer
 
 
 class DomainReader:

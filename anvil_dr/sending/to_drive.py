@@ -28,7 +28,7 @@ from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records import carried_job
 from anvil_dr.records.carried_job import CarriedDisk, CarriedJob, CarriedServer
-from anvil_dr.sending.send import JobOutcome, Observer, OutgoingDisk, OutgoingServer, ServerOutcome, Source
+from anvil_dr.sending.job import JobOutcome, Observer, OutgoingDisk, OutgoingServer, ServerOutcome, Source
 from anvil_dr.wire import digest
 from anvil_dr.wire.protocol import JobPlan, ServerDone, ServerPlan
 

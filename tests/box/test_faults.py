@@ -17,7 +17,7 @@ from anvil_dr import command
 from anvil_dr.errors import AnvilDrError, CommandError
 from anvil_dr.ports import CommandRunner, Completed, Store
 from anvil_dr.records.state import State
-from anvil_dr.sending.send import JobOutcome, OutgoingDisk, OutgoingServer
+from anvil_dr.sending.job import JobOutcome, OutgoingDisk, OutgoingServer
 from anvil_dr.sending.source import open_source
 from anvil_dr.status.inquiry import running_jobs
 from anvil_dr.stores.lvm import LvmStore

@@ -18,7 +18,8 @@ from anvil_dr.receiving.recover import recover
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
 from anvil_dr.sending import source
-from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer, ServerOutcome
+from anvil_dr.sending.job import JobOutcome, OutgoingDisk, OutgoingServer, ServerOutcome
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 from anvil_dr.wire.protocol import JobPlan
@@ -46,7 +47,7 @@ def uuid_of(server: str) -> str:
 
 @dataclass
 class Quiet:
-    """Implements send.Observer: remembers what it was told."""
+    """Implements job.Observer: remembers what it was told."""
 
     told: List[Tuple[object, ...]] = field(default_factory=list)
     when_advanced: Callable[[], None] = lambda: None

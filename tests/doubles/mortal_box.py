@@ -29,7 +29,8 @@ from anvil_dr.receiving.session import Peer, Session
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.database import Database
 from anvil_dr.records.state import State
-from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingDisk, OutgoingServer
+from anvil_dr.sending.job import JobOutcome, OutgoingDisk, OutgoingServer
+from anvil_dr.sending.send import JobSender
 from anvil_dr.stores.directory import DirectoryStore
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits

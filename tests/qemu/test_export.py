@@ -18,7 +18,8 @@ from anvil_dr.demo.server import DemoServer, Report, definition
 from anvil_dr.failback import give_back
 from anvil_dr.hypervisor import LibvirtHypervisor
 from anvil_dr.records.state import State
-from anvil_dr.sending.send import JobOutcome, JobSender
+from anvil_dr.sending.job import JobOutcome
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel
 from tests.doubles.dr_box import Quiet
 from tests.doubles.filled_box import FilledBox

@@ -11,7 +11,7 @@ from typing import Iterator, List, Union
 import pytest
 
 from anvil_dr.errors import AnvilDrError, ImageIOError
-from anvil_dr.sending.send import OutgoingDisk
+from anvil_dr.sending.job import OutgoingDisk
 from anvil_dr.wire.ahead import Ahead, Ended
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.frames_ahead import FramesAhead
@@ -56,7 +56,7 @@ def test_what_nobody_foresaw_is_delivered_too() -> None:
 
 
 class Defective:
-    """A source with a defect of ours in it. Implements send.Source."""
+    """A source with a defect of ours in it. Implements job.Source."""
 
     def __init__(self, disk: OutgoingDisk) -> None:
         self._source = disk.open()

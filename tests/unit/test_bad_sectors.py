@@ -9,7 +9,7 @@ import pytest
 
 from anvil_dr.errors import ImageIOError
 from anvil_dr.ports import OwnerSource, Store
-from anvil_dr.sending.send import JobOutcome
+from anvil_dr.sending.job import JobOutcome
 from tests.doubles.memory_store import MemoryImage
 from tests.doubles.mortal_box import MemoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push

@@ -13,8 +13,9 @@ import pytest
 from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.errors import PeerGoneError
 from anvil_dr.model import INCOMPLETE
-from anvil_dr.sending import send
+from anvil_dr.sending.conversation import Conversation, Refused
 from anvil_dr.sending.send import JobSender
+from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.protocol import Kind
 from tests.doubles.caching_box import MIB, CachingBox, noise, two_disks, wait
 from tests.doubles.dr_box import Quiet
@@ -247,15 +248,21 @@ def test_no_drive_is_used_where_more_copies_are_kept(tmp_path: Path) -> None:
     assert two.drives.checks == 0
 
 
-class OldSender(JobSender):
-    """A node that does not know that a server may begin again."""
+class OldConversation(Conversation):
+    """Of a node that does not know that a server may begin again."""
 
-    def _next(self) -> Tuple[Kind, memoryview]:
+    def next(self) -> Tuple[Kind, memoryview]:
         try:
-            return super()._next()
-        except send._Refused as refused:
+            return super().next()
+        except Refused as refused:
             refused.again = False
             raise
+
+
+class OldSender(JobSender):
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel, node="old", observer=Quiet(), compress=False)
+        self._conversation = OldConversation(channel)
 
 
 def test_a_drive_that_fails_is_left_for_another_in_the_same_job_and_the_server_stays_off(tmp_path: Path) -> None:
@@ -301,7 +308,7 @@ def test_an_older_node_goes_on_with_its_next_server(tmp_path: Path) -> None:
     both.change(1)
     with both.box.running() as target:
         channel = both.box.connect()
-        sender = OldSender(channel, node="old", observer=Quiet(), compress=False)
+        sender = OldSender(channel)
         outcome = sender.run("nightly", tuple(node.outgoing() for node in both.nodes.values()))
         channel.close()
         wait(target)

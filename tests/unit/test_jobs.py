@@ -19,8 +19,8 @@ from anvil_dr.errors import AnvilDrError, ImageIOError, PeerGoneError, RemoteErr
 from anvil_dr.model import INCOMPLETE, Location
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
+from anvil_dr.sending.job import OutgoingDisk, OutgoingServer
 from anvil_dr.sending.outgoing import outgoing_disk
-from anvil_dr.sending.send import OutgoingDisk, OutgoingServer
 from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
@@ -130,7 +130,7 @@ def test_a_job_that_breaks_costs_no_good_set_and_the_next_one_resumes(tmp_path: 
 
 
 class Failing:
-    """A source whose bytes cannot be read beyond some point. Implements send.Source."""
+    """A source whose bytes cannot be read beyond some point. Implements job.Source."""
 
     def __init__(self, disk: OutgoingDisk, readable_bytes: int) -> None:
         self._source, self._readable = disk.open(), readable_bytes

@@ -10,11 +10,11 @@ import pytest
 
 from anvil_dr.errors import DefinitionError, SourceChangedError, SourceError, UsageError
 from anvil_dr.firmware_files import FirmwareFiles
+from anvil_dr.sending.job import OutgoingServer
 from anvil_dr.sending.job_file import parse
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.outgoing import Prepared, from_job_file
 from anvil_dr.sending.outgoing_domain import DomainReader
-from anvil_dr.sending.send import OutgoingServer
 from anvil_dr.stores import qemu_lock
 from tests.doubles.machine import Machine
 

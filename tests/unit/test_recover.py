@@ -16,7 +16,7 @@ from anvil_dr.cycling import cycle
 from anvil_dr.errors import ServerActivatedError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, Rename
 from anvil_dr.receiving import recover
-from anvil_dr.sending.send import JobOutcome
+from anvil_dr.sending.job import JobOutcome
 from tests.doubles.memory_store import Died, Fate
 from tests.doubles.mortal_box import DirectoryWorld, MemoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push

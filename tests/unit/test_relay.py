@@ -18,7 +18,8 @@ import pytest
 from anvil_dr import relay
 from anvil_dr.errors import AnvilDrError, ProtocolError, RemoteError, ServiceError, UsageError
 from anvil_dr.relay import Introduction
-from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingServer
+from anvil_dr.sending.job import JobOutcome, OutgoingServer
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Error, Hello, Kind, Message, decode
 from tests.doubles.dr_box import DrBox, Node, Quiet

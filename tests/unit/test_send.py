@@ -14,7 +14,8 @@ from typing import Callable, Dict, Iterator, List, Mapping
 import pytest
 
 from anvil_dr.errors import PeerGoneError, PeerStandstillError, RemoteError, SourceError
-from anvil_dr.sending.send import JobSender, OutgoingServer
+from anvil_dr.sending.job import OutgoingServer
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire import digest
 from anvil_dr.wire.channel import Channel, KeepAlive, frame_buffer
 from anvil_dr.wire.protocol import (

@@ -19,7 +19,7 @@ from anvil_dr.errors import (
     RemoteError,
     SourceError,
 )
-from anvil_dr.sending.send import Observer, ServerOutcome
+from anvil_dr.sending.job import Observer, ServerOutcome
 from anvil_dr.wire.protocol import JobPlan, Refusal, ServerDone, ServerPlan
 from tests.doubles.hypervisor import Clock
 

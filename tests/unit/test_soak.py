@@ -20,7 +20,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 import pytest
 
 from anvil_dr.errors import AnvilDrError
-from anvil_dr.sending.send import JobOutcome, JobSender
+from anvil_dr.sending.job import JobOutcome
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel
 from tests.doubles.dr_box import Quiet
 from tests.doubles.mortal_box import outgoing

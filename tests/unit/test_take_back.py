@@ -22,7 +22,8 @@ from anvil_dr.failback import give_back
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
 from anvil_dr.records.state import State
-from anvil_dr.sending.send import JobOutcome, JobSender, OutgoingServer
+from anvil_dr.sending.job import JobOutcome, OutgoingServer
+from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 from tests.doubles.dr_box import Breaking, Quiet
