@@ -1,9 +1,9 @@
 """Keeps servers off while their disks are read, and starts them again whatever became of the image (SPEC section 9).
 
-Talks to libvirt through ports.SourceHypervisor, and notes what it shuts down. A server that was off already is left
-off. Being off for longer than needed is the worst this program can do to a server, so: nothing here is interrupted half
-way (signals end the session, not this), starting is tried again, one that goes off later than it was given time for is
-started too, and what a run that was killed has left off is started by the next.
+Talks to libvirt through lasting_libvirt.py, and notes what it shuts down; off_rules.py says what must not be. A server
+that was off already is left off. Being off for longer than needed is the worst this program can do to a server, so:
+nothing here is interrupted half way (signals end the session, not this), starting is tried again, one that goes off
+later than it was given time for is started too, and what a run that was killed has left off is started by the next.
 """
 
 from __future__ import annotations
@@ -13,30 +13,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Final, Iterable, Iterator, List, Optional, Protocol, TypeVar
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Protocol
 
 from anvil_dr.definition import TpmRequirement
 from anvil_dr.errors import AnvilDrError, HypervisorError, NotStartedError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState, SourceHypervisor
+from anvil_dr.sending import off_rules
+from anvil_dr.sending.lasting_libvirt import BETWEEN_TRIES_SECONDS, TRY_SECONDS, LastingLibvirt
 from anvil_dr.sending.off_notes import OffNote
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-_OFF: Final = ("shut off", "gone")
-_TRY_SECONDS: Final = 300.0
-"""How long libvirt is asked again and again while a server is off: it may be in the middle of an update."""
-_TRY_SECONDS_INTERRUPTED: Final = 60.0
-"""The same once the command is to end: systemd kills it after 90."""
-_BETWEEN_TRIES_SECONDS: Final = 2.0
-
-_HELD: Final = "{name} is being imaged by another run of anvil-dr-send on this node; wait for that one to end"
-_CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
-    "paused": "is paused, so it cannot shut down; resume it or shut it down first",
-    "suspended": "is suspended, so it cannot shut down; wake it or shut it down first",
-    "shutting down": "is shutting down; try again when it's off",
-    "crashed": "has crashed and still holds its disks; end it first with: virsh destroy",
-}
 
 
 class Notes(Protocol):
@@ -87,22 +73,28 @@ class Keeper:
 
         Without `shut_down` a running server is refused.
         """
-        self.hypervisor = connect()
-        self._connect, self._shut_down, self._timeout_seconds = connect, shut_down, timeout_seconds
+        self._libvirt = LastingLibvirt(
+            connect, interrupted=interrupted, tell=lambda text: self.tell(text), clock=clock, sleep=sleep
+        )
+        self._shut_down, self._timeout_seconds = shut_down, timeout_seconds
         self._notes, self._interrupted, self._clock, self._sleep = notes, interrupted, clock, sleep
         self.tell: Callable[[str], None] = lambda text: None
         """Is told in words what takes long. To be replaced."""
         self._behind: List[_Stopped] = []
         """Those that do not run again, or have not gone off yet."""
-        self._reconnect_first = False
         self.downtime_seconds: Dict[str, float] = {}
         """From the order to shut down until it was started again; only of servers that were shut down here."""
         self.not_started: Dict[str, NotStartedError] = {}
         """Servers that were shut down here and could not be started again, or may yet go off."""
 
+    @property
+    def hypervisor(self) -> SourceHypervisor:
+        """The connection of this moment."""
+        return self._libvirt.connection
+
     def check(self, name: str) -> None:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
-        state, left = self._state(name), self._notes.of(name)
+        state, left = self._libvirt.state(name), self._notes.of(name)
         if state == "gone" and left is not None and left.definition is not None and not left.since_this_boot:
             raise SourceError(
                 f"{name} was shut down for its image at {left.since}, this node was started since then, and it does "
@@ -111,13 +103,13 @@ class Keeper:
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
         self._refuse(name, state, left)
-        if left is not None and state not in _OFF:
+        if left is not None and state not in off_rules.OFF:
             self._notes.forget(name)
 
     def definition(self, name: str) -> str:
         """Its XML: libvirt's, or what a run that was killed has kept of a transient server. Raise HypervisorError."""
         left = self._notes.of(name)
-        if left is not None and left.definition is not None and self._state(name) == "gone":
+        if left is not None and left.definition is not None and self._libvirt.state(name) == "gone":
             return left.definition
         return self.hypervisor.definition(name)
 
@@ -140,11 +132,11 @@ class Keeper:
         Raise SourceError or HypervisorError if it can't be had, SourceChangedError if somebody started it meanwhile.
         Whether it could be started again is in `not_started`: that is no reason to give up a good image.
         """
-        state, left = self._state(name), self._notes.of(name)
+        state, left = self._libvirt.state(name), self._notes.of(name)
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
         self._refuse(name, state, left)
-        if state in _OFF:
+        if state in off_rules.OFF:
             yield from self._off_already(name, left)
             return
         if self._interrupted():
@@ -155,8 +147,8 @@ class Keeper:
             self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
             self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
             stopped.went_off = True
-            state = self._state(name)
-            if state not in _OFF:
+            state = self._libvirt.state(name)
+            if state not in off_rules.OFF:
                 raise SourceError(f"{name} was shut down and is {state} all the same; does a cluster watch over it?")
             log.info("server off server=%s seconds=%.1f", name, self._clock() - asked_at)
             self.tell(f"{name}: off")
@@ -183,7 +175,7 @@ class Keeper:
             late = self._late()
             if not late or self._clock() >= until or self._interrupted():
                 break
-            self._sleep(_BETWEEN_TRIES_SECONDS)
+            self._sleep(BETWEEN_TRIES_SECONDS)
         for stopped in late:
             reason = f"did not shut down within {self._timeout_seconds:g} seconds, nor since then"
             log.warning("server may go off yet server=%s", stopped.name)
@@ -202,7 +194,7 @@ class Keeper:
                 continue
             try:
                 refuse(name)
-                if self._persist(partial(self._is_saved, name), _TRY_SECONDS) or not self._notes.take_over(name):
+                if self._libvirt.persist(partial(self._is_saved, name), TRY_SECONDS) or not self._notes.take_over(name):
                     continue  # somebody has started it since
             except AnvilDrError as error:
                 log.error("server left off server=%s error=%s", name, error)
@@ -214,21 +206,13 @@ class Keeper:
     # — inner parts —
 
     def _refuse(self, name: str, state: DomainState, left: Optional[OffNote]) -> None:
-        if left is not None and left.held:
-            raise SourceError(_HELD.format(name=name))
-        if state == "gone":
-            return
-        if state == "shut off":
-            if self.hypervisor.is_saved(name):
-                raise SourceError(
-                    f"{name} is not shut off but saved with its memory, so its disks are not at rest; "
-                    "start it and shut it down, or drop its memory with: virsh managedsave-remove"
-                )
-            return
-        if state in _CANNOT_BE_SHUT_DOWN:
-            raise SourceError(f"{name} {_CANNOT_BE_SHUT_DOWN[state]}")
-        if not self._shut_down:
-            raise SourceError(f"{name} is running, so its image would be torn; shut it down, or use --shutdown")
+        off_rules.refuse(
+            name,
+            state,
+            held=left is not None and left.held,
+            saved=lambda: self.hypervisor.is_saved(name),
+            shut_down=self._shut_down,
+        )
 
     def _is_saved(self, name: str) -> bool:
         return self.hypervisor.state(name) == "shut off" and self.hypervisor.is_saved(name)
@@ -242,7 +226,7 @@ class Keeper:
             self._check_still_off(name)
             return
         if not self._notes.take_over(name):
-            raise SourceError(_HELD.format(name=name))
+            raise SourceError(off_rules.held_by_another(name))
         self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started after its image")
         stopped = _Stopped(name, self._way_back(name, left.definition), self._clock(), went_off=True)
         try:
@@ -275,18 +259,18 @@ class Keeper:
         return start
 
     def _check_still_off(self, name: str) -> None:
-        state = self._persist(lambda: self.hypervisor.state(name), _TRY_SECONDS)
-        if state not in _OFF:
+        state = self._libvirt.persist(lambda: self.hypervisor.state(name), TRY_SECONDS)
+        if state not in off_rules.OFF:
             raise SourceChangedError(name, f"somebody started it: it is {state}")
 
     def _late(self) -> List[_Stopped]:
         return [stopped for stopped in self._behind if not stopped.went_off]
 
-    def _put_back(self, stopped: _Stopped, *, tries_seconds: float = _TRY_SECONDS) -> None:
+    def _put_back(self, stopped: _Stopped, *, tries_seconds: float = TRY_SECONDS) -> None:
         """Start it, unless it runs. Never raises what libvirt says: `not_started` has it."""
         name = stopped.name
         try:
-            state = self._persist(lambda: self._start_if_off(stopped), tries_seconds)
+            state = self._libvirt.persist(lambda: self._start_if_off(stopped), tries_seconds)
             if state == "crashed":
                 raise HypervisorError("it has crashed and still holds its disks")
         except HypervisorError as error:
@@ -313,7 +297,7 @@ class Keeper:
         """One try. Its state, as it was if it was not off: whoever watches over it, such as a cluster's resource
         manager, may have been faster. Raise HypervisorError."""
         state = self.hypervisor.state(stopped.name)
-        if state not in _OFF:
+        if state not in off_rules.OFF:
             stopped.went_off = stopped.went_off or state == "crashed"
             return state
         stopped.went_off = True
@@ -323,40 +307,3 @@ class Keeper:
     def _by_hand(self, name: str) -> str:
         left = self._notes.of(name)
         return f"virsh create {left.definition_path}" if left and left.definition is not None else f"virsh start {name}"
-
-    def _persist(self, ask: Callable[[], T], tries_seconds: float) -> T:
-        """Ask libvirt until it answers, for so long and on new connections. Raise HypervisorError, the last one."""
-        began, told = self._clock(), False
-        while True:
-            try:
-                if self._reconnect_first:
-                    self._reconnect()
-                return ask()
-            except HypervisorError as error:
-                self._reconnect_first = True
-                if self._interrupted():
-                    tries_seconds = min(tries_seconds, _TRY_SECONDS_INTERRUPTED)
-                if self._clock() - began >= tries_seconds:
-                    raise
-                log.warning("libvirt is asked again error=%s", error)
-                if not told:
-                    self.tell(f"libvirt: {error}; tried again for up to {tries_seconds:g} seconds")
-                told = True
-            self._sleep(_BETWEEN_TRIES_SECONDS)
-
-    def _state(self, name: str) -> DomainState:
-        """Ask once more on a new connection if the old one is broken, as after an update of libvirt."""
-        try:
-            return self.hypervisor.state(name)
-        except HypervisorError as error:
-            log.warning("connecting to libvirt again, because: %s", error)
-            self._reconnect()
-            return self.hypervisor.state(name)
-
-    def _reconnect(self) -> None:
-        old, self.hypervisor = self.hypervisor, self._connect()
-        self._reconnect_first = False
-        try:
-            old.close()
-        except HypervisorError as error:
-            log.debug("the old connection could not be closed: %s", error)

@@ -1,0 +1,45 @@
+"""Which servers may be kept off for their images, and what is in the way of the others. Pure."""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Final
+
+from anvil_dr.errors import SourceError
+from anvil_dr.ports import DomainState
+
+OFF: Final = ("shut off", "gone")
+
+_CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
+    "paused": "is paused, so it cannot shut down; resume it or shut it down first",
+    "suspended": "is suspended, so it cannot shut down; wake it or shut it down first",
+    "shutting down": "is shutting down; try again when it's off",
+    "crashed": "has crashed and still holds its disks; end it first with: virsh destroy",
+}
+
+
+def refuse(name: str, state: DomainState, *, held: bool, saved: Callable[[], bool], shut_down: bool) -> None:
+    """Raise SourceError if a server in this state cannot be kept off.
+
+    `held`: by another run, which still lives. `saved`: whether one that is off has its memory saved; asked only then.
+    Without `shut_down` one that runs must not be shut down.
+    """
+    if held:
+        raise SourceError(held_by_another(name))
+    if state == "gone":
+        return
+    if state == "shut off":
+        if saved():
+            raise SourceError(
+                f"{name} is not shut off but saved with its memory, so its disks are not at rest; "
+                "start it and shut it down, or drop its memory with: virsh managedsave-remove"
+            )
+        return
+    if state in _CANNOT_BE_SHUT_DOWN:
+        raise SourceError(f"{name} {_CANNOT_BE_SHUT_DOWN[state]}")
+    if not shut_down:
+        raise SourceError(f"{name} is running, so its image would be torn; shut it down, or use --shutdown")
+
+
+def held_by_another(name: str) -> str:
+    """Why a server must not be touched that another run keeps off."""
+    return f"{name} is being imaged by another run of anvil-dr-send on this node; wait for that one to end"
