@@ -1,6 +1,6 @@
 """Carries out a boot plan: transient domains, each in its turn and several at once, and a look at whether they stay up.
 
-Touches the hypervisor, the marks of activated servers, and what the footing puts in place. Holds no policy: what is
+Touches the hypervisor, the marks (boot_mark.py), and what the footing puts in place. Holds no policy: what is
 booted, and behind what, is in the plan.
 """
 
@@ -10,11 +10,13 @@ import logging
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Callable, Dict, Final, Iterable, List, Literal, Mapping, Optional, Protocol, Tuple
+from typing import Callable, Dict, Final, List, Literal, Optional, Protocol, Sequence, Tuple
 
+from anvil_dr.activation import boot_words
+from anvil_dr.activation.boot_mark import Marker, Marks
 from anvil_dr.activation.boot_plan import BootPlan, Outcome, PlannedServer
-from anvil_dr.errors import AnvilDrError, HypervisorError, StateError
-from anvil_dr.ports import DomainState, Hypervisor
+from anvil_dr.errors import AnvilDrError, HypervisorError
+from anvil_dr.ports import Hypervisor
 from anvil_dr.words import listed
 
 log = logging.getLogger(__name__)
@@ -29,18 +31,6 @@ _ASK_AGAIN_SECONDS: Final = 1.0
 _AGENT_SECONDS: Final = 2
 
 Phase = Literal["waiting", "booting", "running", "answers", "failed", "left out"]
-
-
-class Marks(Protocol):
-    """Remembers which servers are activated. state.State is one."""
-
-    def activate(self, server: str, sequence: int, user: str, *, leaves: Iterable[str] = ()) -> object:
-        """`leaves`: identities of images that it ran on until now, and doesn't any more. Raise StateError."""
-        ...
-
-    def release(self, server: str) -> bool:
-        """Raise StateError."""
-        ...
 
 
 class Footing(Protocol):
@@ -96,7 +86,7 @@ def execute(
     """
     own = None if workers else ThreadPoolExecutor(AT_ONCE, thread_name_prefix="boot")
     try:
-        boots = _Boots(plan, hypervisor, _Marker(marks, user, observer), footing or AsPlanned(), observer, now)
+        boots = _Boots(plan, hypervisor, Marker(marks, user, observer.unmarked), footing or AsPlanned(), observer, now)
         boots.workers = workers or own
         boots.answer_seconds = answer_seconds
         while not boots.are_done(stopped()):
@@ -107,33 +97,6 @@ def execute(
     finally:
         if own is not None:
             own.shutdown(wait=False)
-
-
-class _Marker:
-    """Marks servers as activated, and goes on where that is impossible."""
-
-    def __init__(self, marks: Optional[Marks], user: str, observer: Observer) -> None:
-        self._marks, self._user, self._observer = marks, user, observer
-
-    def mark(self, planned: PlannedServer) -> None:
-        draft = planned.draft
-        sequence = draft.chosen.sequence if draft.chosen is not None else None
-        leaves = tuple(image.identity for image in draft.left.images) if draft.left is not None else ()
-        try:
-            if self._marks is None:
-                raise StateError("the state cannot be written")
-            if isinstance(sequence, int):
-                self._marks.activate(planned.server, sequence, self._user, leaves=leaves)
-        except StateError as error:
-            self._observer.unmarked(planned.server, str(error))
-
-    def undo(self, planned: PlannedServer) -> None:
-        """It was never booted. One that was marked before has run before, and its images stay its own."""
-        try:
-            if self._marks is not None and not planned.draft.activated:
-                self._marks.release(planned.server)
-        except StateError as error:
-            log.warning("mark stays server=%s error=%s", planned.server, error)
 
 
 class _Boot:
@@ -164,7 +127,7 @@ class _Boots:
         self,
         plan: BootPlan,
         hypervisor: Hypervisor,
-        marker: _Marker,
+        marker: Marker,
         footing: Footing,
         observer: Observer,
         now: Callable[[], float],
@@ -175,7 +138,7 @@ class _Boots:
         self._boots: Dict[str, _Boot] = {planned.server: _Boot(planned) for planned in plan.ready}
         for boot in self._boots.values():
             if boot.planned.after or boot.planned.delay_seconds:
-                self._say(boot, "waiting", _turn(boot.planned))
+                self._say(boot, "waiting", boot_words.turn(boot.planned))
 
     def outcomes(self) -> Tuple[Outcome, ...]:
         return tuple(boot.outcome for boot in self._boots.values())
@@ -206,7 +169,7 @@ class _Boots:
                 self._look_at_state(boot)
 
     def _start_if_due(self, boot: _Boot, stopped: bool) -> None:
-        before = [self._boots[server] for server in boot.planned.after if server in self._boots]
+        before = self._before(boot)
         missing = [one.server for one in before if one.phase in ("failed", "left out")]
         if stopped:
             self._end(boot, "left out", "it was not its turn yet when you stopped", "type the same again")
@@ -214,8 +177,7 @@ class _Boots:
             advice = f"boot it all the same: anvil-activate-dr --server {boot.server}"
             self._end(boot, "left out", f"it starts after {listed(missing)}, which does not run", advice)
         elif all(one.is_up for one in before):
-            since = max((one.booted_at for one in before), default=self._began)
-            if self._now() >= since + boot.planned.delay_seconds and self.workers is not None:
+            if self._now() >= self._due_at(boot, before) and self.workers is not None:
                 # Marked before it is booted: in between, no job may begin to write the images. One that changes sets
                 # is marked already; its mark says the other set once all that belongs to that one is in place.
                 if boot.planned.draft.left is None:
@@ -250,7 +212,7 @@ class _Boots:
     def _is_off(self, server: str) -> bool:
         """True if it certainly does not run: a connection that breaks in a boot does not take the guest with it."""
         try:
-            return self._hypervisor.state(server) in _OFF
+            return self._hypervisor.state(server) in boot_words.OFF
         except HypervisorError:
             return False
 
@@ -276,10 +238,9 @@ class _Boots:
             self._end(boot, "failed", str(error), f"look for yourself: virsh domstate {boot.server}")
             return
         if state != "running":
-            said = _IN_WORDS.get(state, f"it is {state}")
-            if state in _OFF and not self._is_watched(boot):
-                said = f"it ran for {self._now() - boot.booted_at:.0f} s and went off: did somebody shut it down?"
-            self._end(boot, "failed", said, _ADVICE.format(server=boot.server))
+            stayed_up = not self._is_watched(boot)
+            said = boot_words.not_running(state, self._now() - boot.booted_at if stayed_up else None)
+            self._end(boot, "failed", said, boot_words.advice(boot.server))
 
     def _ask(self, server: str) -> bool:
         try:
@@ -296,9 +257,8 @@ class _Boots:
         return boot.phase == "running" and boot.planned.draft.has_agent and waits
 
     def _pending(self) -> str:
-        """Shortest first: the line may be cut off."""
-        parts: List[str] = []
-        names: Dict[str, List[str]] = {"booting": [], "silent": [], "watched": []}
+        waiting: List[str] = []
+        names: Dict[boot_words.Pending, List[str]] = {"booting": [], "silent": [], "watched": []}
         for boot in self._boots.values():
             if boot.phase == "booting":
                 names["booting"].append(boot.server)
@@ -307,20 +267,21 @@ class _Boots:
             elif self._is_watched(boot):
                 names["watched"].append(boot.server)
             elif boot.phase == "waiting":
-                parts.append(f"{boot.server} {self._due(boot)}")
-        only_looking = not parts and not names["booting"] and any(names.values())
-        parts += [f"{what} {', '.join(names[kind])}" for kind, what in _PENDING.items() if names[kind]]
-        if only_looking:
-            parts.append("Ctrl-C ends the waiting, not the servers")
-        return "; ".join(parts)
+                waiting.append(self._due(boot))
+        return boot_words.pending(waiting, names)
 
     def _due(self, boot: _Boot) -> str:
-        before = [self._boots[server] for server in boot.planned.after if server in self._boots]
+        before = self._before(boot)
         down = [one.server for one in before if not one.is_up]
-        if down:
-            return f"waits for {listed(down)}"
-        since = max((one.booted_at for one in before), default=self._began)
-        return f"boots in {max(0.0, since + boot.planned.delay_seconds - self._now()):.0f} s"
+        return boot_words.due(boot.server, down, self._due_at(boot, before) - self._now())
+
+    def _before(self, boot: _Boot) -> List[_Boot]:
+        """Those that it starts after."""
+        return [self._boots[server] for server in boot.planned.after if server in self._boots]
+
+    def _due_at(self, boot: _Boot, before: Sequence[_Boot]) -> float:
+        """When its delay is over, if all before it run."""
+        return max((one.booted_at for one in before), default=self._began) + boot.planned.delay_seconds
 
     def _end(self, boot: _Boot, phase: Phase, error: str, advice: str) -> None:
         log.info("server %s server=%s error=%s", phase, boot.server, error)
@@ -333,29 +294,3 @@ class _Boots:
 
     def _seconds(self) -> float:
         return self._now() - self._began
-
-
-def _turn(planned: PlannedServer) -> str:
-    delay = f"{planned.delay_seconds} s" if planned.delay_seconds else ""
-    if not planned.after:
-        return delay
-    return f"{delay} after {listed(planned.after)}" if delay else f"for {listed(planned.after)}"
-
-
-_PENDING: Final[Mapping[str, str]] = {
-    "booting": "booting",
-    "silent": "no answer yet from",
-    "watched": "seeing whether they stay up:",
-}
-
-_ADVICE: Final = "look at /var/log/libvirt/qemu/{server}.log and, for KVM, at: dmesg | tail"
-
-_OFF: Final = ("gone", "shut off")
-
-_IN_WORDS: Final[Dict[DomainState, str]] = {
-    "paused": "it was booted and then paused: KVM does not work on this host, or a disk gave an error",
-    "suspended": "it was booted and then suspended: KVM may not work on this host",
-    "crashed": "it was booted and then crashed",
-    "gone": "it was booted and ended at once",
-    "shut off": "it was booted and ended at once",
-}
