@@ -1,6 +1,7 @@
-"""One job on the target: which of its servers are taken, and each of them seen through.
+"""One job on the target: each of its servers that is taken, seen through.
 
-Touches the session's conversation; receive.py does the work. An error of one server ends that server only.
+Touches the session's conversation; job_admission.py says which are taken, receive.py does the work. An error of one
+server ends that server only.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence
 
 from anvil_dr.activation import nodes
 from anvil_dr.activation.life_signs import Node
 from anvil_dr.caching import cached_copy, caching
-from anvil_dr.caching.cache_plan import CachePlan
 from anvil_dr.caching.cached_receive import CachedReceiver
 from anvil_dr.caching.cached_sets import CachedSet
 from anvil_dr.errors import AnvilDrError, CacheDriveError, ProtocolError
 from anvil_dr.model import JobRecord
 from anvil_dr.receiving import admission, announcement
 from anvil_dr.receiving.conversation import Aborted, Conversation
+from anvil_dr.receiving.job_admission import JobAdmission
 from anvil_dr.receiving.receive import ServerReceiver
 from anvil_dr.receiving.target import JobProgress, Target
 from anvil_dr.wire.channel import Channel
@@ -34,13 +35,11 @@ from anvil_dr.wire.protocol import (
     JobDone,
     JobPlan,
     Kind,
-    Refusal,
     ServerBegin,
     ServerDone,
     ServerEnd,
     ServerFailed,
     ServerOffer,
-    ServerPlan,
     ServerReady,
     decode,
 )
@@ -75,21 +74,21 @@ class IncomingJob:
         address: str = "",
     ) -> None:
         self._target, self._channel, self._conversation = target, channel, conversation
-        self._digester, self._node, self._allowed, self._address = digester, node, allowed, address
-        self._cache = CachePlan()
+        self._digester, self._node, self._address = digester, node, address
         self._cached: Dict[str, CachedSet] = {}
         """Servers whose sets are complete on cache drives, and have to be copied to the store."""
         self._begun: Optional[str] = None
         """What the node has begun already, though nobody has waited for it yet."""
         self._id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
+        self._admission = JobAdmission(target, self._id, node, allowed)
 
     def run(self, job: Job) -> bool:
         """See it through. False if a server of it failed or was refused. Raise ProtocolError."""
         announcement.check_job(job)
         log.info("job begun job=%s name=%r node=%r", self._id, job.name, self._node)
-        accepted: List[ServerOffer] = []
+        accepted = self._admission.accepted
         try:
-            plans = self._admit(job, accepted)
+            plans = self._admission.admit(job)
             self._conversation.send(JobPlan(self._id, tuple(plans)))
             total = sum(disk.size_bytes for offer in accepted for disk in offer.disks)
             progress = JobProgress(self._id, self._node, tuple(offer.name for offer in accepted), total)
@@ -102,7 +101,7 @@ class IncomingJob:
                         done.append(offer.name)
                     progress.current_bytes = lambda: 0
                     progress.finished_bytes += sum(disk.size_bytes for disk in offer.disks)
-                    if offer.name in self._cached and not self._cache.together:
+                    if offer.name in self._cached and not self._admission.cache.together:
                         self._copy_now(offer.name)
                     if offer.name not in self._cached:
                         self._target.vacate(offer.name, self._id)
@@ -138,72 +137,6 @@ class IncomingJob:
         else:
             del self._cached[server]
 
-    # — admission —
-
-    def _admit(self, job: Job, accepted: List[ServerOffer]) -> List[ServerPlan]:
-        """Say for each server whether it is taken. Those that are belong to this job from now on."""
-        plans: List[ServerPlan] = []
-        warnings: Dict[str, Tuple[str, ...]] = {}
-        for offer in job.servers:
-            try:
-                warnings[offer.name] = self._admit_one(offer, accepted)
-                if len(job.servers) > 1:
-                    self._try_alone(offer)
-            except AnvilDrError as error:
-                plans.append(self._refuse(offer, error))
-            else:
-                accepted.append(offer)
-        try:
-            self._cache = caching.plan(self._target, accepted)
-            for server, said in self._promise(accepted).items():
-                plans.append(ServerPlan(server, None, warnings[server] + said))
-        except AnvilDrError as error:
-            # SPEC section 4: what does not fit as a whole is refused as a whole.
-            for offer in accepted:
-                self._target.vacate(offer.name, self._id)
-                plans.append(self._refuse(offer, error))
-            accepted.clear()
-        return plans
-
-    def _admit_one(self, offer: ServerOffer, accepted: Sequence[ServerOffer]) -> Tuple[str, ...]:
-        """Make it this job's, if nothing speaks against that; warnings."""
-        announcement.check_server(offer)
-        warnings = admission.check_server(self._target, offer, self._allowed, accepted)
-        self._target.occupy(offer.name, self._id)
-        try:
-            admission.claim_names(self._target, offer)
-        except AnvilDrError:
-            self._target.vacate(offer.name, self._id)
-            raise
-        return warnings
-
-    def _try_alone(self, offer: ServerOffer) -> None:
-        """Plan it by itself, so that what is wrong with one server does not refuse the others."""
-        try:
-            with self._target.names:
-                cached = caching.plan(self._target, [offer]).servers
-                admission.plan_servers(self._target, self._id, [offer], cached)
-        except AnvilDrError:
-            self._target.vacate(offer.name, self._id)
-            raise
-
-    def _promise(self, accepted: Sequence[ServerOffer]) -> Dict[str, Tuple[str, ...]]:
-        """Keep room for them; warnings of each."""
-        if not accepted:
-            return {}
-        with self._target.names:
-            plans = admission.plan_servers(self._target, self._id, accepted, self._cache.servers)
-            for server, plan in plans.items():
-                self._target.promise(self._id, server, admission.space_taken(plan))
-        return {server: plan.warnings for server, plan in plans.items()}
-
-    def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:
-        log.warning("server refused job=%s server=%r code=%s error=%s", self._id, offer.name, error.code, error)
-        if error.code in ("ServerActivated", "StoreFull", "ImageInUse", "Store", "State", "Definition"):
-            now = self._target.now()
-            self._target.state.job_finished(JobRecord(self._id, offer.name, self._node, "failed", now, now, str(error)))
-        return ServerPlan(offer.name, Refusal(error.code, str(error)))
-
     # — one server —
 
     def _server(self, offer: ServerOffer, progress: JobProgress) -> bool:
@@ -237,7 +170,7 @@ class IncomingJob:
 
     def _attempt(self, offer: ServerOffer, before: int, progress: JobProgress, attempt: _Attempt) -> bool:
         """Receive it once. True if it failed, and the node knows that it may begin again."""
-        kind = CachedReceiver if offer.name in self._cache.servers else ServerReceiver
+        kind = CachedReceiver if offer.name in self._admission.cache.servers else ServerReceiver
         receiver = kind(self._target, self._channel, self._digester, self._id, self._node, offer)
         progress.current_bytes = receiver.done_bytes
         attempt.number += 1
