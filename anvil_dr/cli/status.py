@@ -23,7 +23,7 @@ from anvil_dr.cli import add_common_options, run_command, wiring
 from anvil_dr.errors import StateError
 from anvil_dr.model import CacheDrive
 from anvil_dr.records.state import State
-from anvil_dr.status import inquiry, status, status_text
+from anvil_dr.status import inquiry, status, status_json, status_text
 from anvil_dr.status.observation import observe
 
 PROGRAM = "anvil-dr-status"
@@ -66,7 +66,7 @@ def _show(path: str, *, as_json: bool) -> int:
     now = datetime.now(timezone.utc).astimezone()
     assessed = status.assess(seen, now)
     if as_json:
-        json.dump(status.to_json(assessed), sys.stdout, indent=2)
+        json.dump(status_json.to_json(assessed), sys.stdout, indent=2)
         print()
         for problem in (*assessed.problems, *filter(None, [assessed.service_problem])):
             print(f"{PROGRAM}: {words.printable(problem)}", file=sys.stderr)

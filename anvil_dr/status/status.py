@@ -1,15 +1,16 @@
-"""What the admin sees: everything that was observed, judged, and as the object of SPEC section 9.
+"""What the admin sees: everything that was observed, judged.
 
-Pure: values in, values out. observation.py looks at the world; status_text.py puts it in words.
+Pure: values in, values out. observation.py looks at the world; status_text.py puts it in words, status_json.py into
+the object of SPEC section 9.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Dict, Final, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
+from typing import Final, Iterable, Iterator, List, Literal, Mapping, Optional, Tuple
 
-from anvil_dr import naming, words
+from anvil_dr import words
 from anvil_dr.activation import boot_images
 from anvil_dr.activation.check_result import CheckResult
 from anvil_dr.cycling import sets
@@ -140,53 +141,6 @@ def assess(seen: Observation, now: datetime) -> Status:
         seen.service_problem,
         seen.problems,
     )
-
-
-def to_json(status: Status) -> Dict[str, Any]:
-    """The object of SPEC section 9, names and types to the letter."""
-    return {
-        "target": status.target,
-        "store": {
-            "type": status.store_kind,
-            "locations": [
-                {"name": one.name, "size_bytes": one.size_bytes, "free_bytes": one.free_bytes}
-                for one in status.locations
-            ],
-        },
-        "servers": [
-            {
-                "name": one.name,
-                "definition": one.definition,
-                "activated": one.activation is not None,
-                "warnings": [remark.text for remark in one.remarks],
-                "sets": [_set_to_json(each) for each in one.sets],
-                "last_job": None if one.last_job is None else _job_to_json(one.last_job),
-            }
-            for one in status.servers
-        ],
-        "cache_drives": [
-            {
-                "device": one.device,
-                "mountpoint": one.mountpoint,
-                "filesystem": one.filesystem,
-                "size_bytes": one.size_bytes,
-                "free_bytes": one.free_bytes,
-            }
-            for one in status.cache_drives
-            if one.problem is None
-        ],
-        "jobs": [
-            {
-                "id": one.id,
-                "node": one.node,
-                "servers": list(one.servers),
-                "state": one.state,
-                "bytes_done": one.bytes_done,
-                "bytes_total": one.bytes_total,
-            }
-            for one in status.jobs or ()
-        ],
-    }
 
 
 def _server(name: str, present: Tuple[ImageSet, ...], seen: Observation, now: datetime) -> ServerStatus:
@@ -345,35 +299,3 @@ def _about_last_job(job: JobRecord, seen: Observation, now: datetime) -> Iterato
         yield Remark(f"the last job failed {when}: {words.printable(job.error or 'no reason is known')}")
     elif job.state == "running" and seen.jobs is None:
         yield Remark(f"job {words.printable(job.id)} was running when the service was last heard of")
-
-
-def _set_to_json(one: ImageSet) -> Dict[str, Any]:
-    digests = {image.identity: image.digest for image in one.record.images} if one.record else {}
-    return {
-        "sequence": one.sequence,
-        "complete": one.complete,
-        "received_at": one.record.received_at if one.record else None,
-        "source": one.record.source if one.record else None,
-        "images": [
-            {
-                "disk": image.owner.disk,
-                "image": naming.image_name(image.owner, image.sequence),
-                "path": image.path,
-                "size_bytes": image.size_bytes,
-                "digest": digests.get(image.identity) or None,
-            }
-            for image in one.images
-        ],
-    }
-
-
-def _job_to_json(job: JobRecord) -> Dict[str, Any]:
-    return {
-        "id": job.id,
-        "state": job.state,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "error": job.error,
-        "wire_bytes": job.wire_bytes,
-        "written_bytes": job.written_bytes,
-    }

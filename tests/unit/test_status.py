@@ -26,7 +26,7 @@ from anvil_dr.model import (
     StoredImage,
 )
 from anvil_dr.rehearsal.rehearsal_result import RehearsalResult, Rehearsed
-from anvil_dr.status import status, status_text
+from anvil_dr.status import status, status_json, status_text
 from anvil_dr.status.status import DefinitionFacts, Observation
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=timezone.utc)
@@ -280,11 +280,11 @@ FULL = replace(
 
 def test_the_object_has_the_names_and_types_of_the_specification() -> None:
     for seen in (FULL, WELL, Observation("dr01", "fs"), replace(FULL, records=None, definitions=None)):
-        assert matches(json.loads(json.dumps(status.to_json(status.assess(seen, NOW)))), SHAPE)
+        assert matches(json.loads(json.dumps(status_json.to_json(status.assess(seen, NOW)))), SHAPE)
 
 
 def test_the_shape_that_is_compared_with_would_notice_a_difference() -> None:
-    found = status.to_json(status.assess(FULL, NOW))
+    found = status_json.to_json(status.assess(FULL, NOW))
     assert not matches({**found, "more": 1}, SHAPE)
     assert not matches({**found, "target": 1}, SHAPE)
     found["servers"][0]["activated"] = 1
@@ -292,7 +292,7 @@ def test_the_shape_that_is_compared_with_would_notice_a_difference() -> None:
 
 
 def test_the_object_says_what_is_there() -> None:
-    found = status.to_json(status.assess(FULL, NOW))
+    found = status_json.to_json(status.assess(FULL, NOW))
     db01, web01 = found["servers"]
     assert (db01["activated"], web01["activated"]) == (True, False)
     assert web01["definition"] == "/shared/definitions/Web01.xml"
