@@ -1,22 +1,20 @@
 """What must survive a reboot: owners of images, the journal of cycling, received sets, jobs, activations.
 
-May touch the state directory, through database.py. Any number of threads and processes may use one directory;
-`State.lock_service` lets one service at a time be the one that changes images.
+May touch the state directory, through database.py, spare.py and service_lock.py. Any number of threads and processes
+may use one directory; `State.lock_service` lets one service at a time be the one that changes images.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
-from dataclasses import astuple, replace
 from datetime import datetime, timezone
 from types import MappingProxyType
-from typing import Any, Collection, Final, Iterable, Mapping, Optional, Tuple
+from typing import Collection, Final, Iterable, Mapping, Optional, Tuple
 
 from anvil_dr import naming
-from anvil_dr.errors import NameCollisionError, ServiceError, StateError
+from anvil_dr.errors import NameCollisionError, StateError
 from anvil_dr.model import (
     Activation,
     JobRecord,
@@ -27,15 +25,14 @@ from anvil_dr.model import (
     SetRecord,
     SourceDefinition,
 )
-from anvil_dr.records import journal, set_rows, spare
+from anvil_dr.records import job_rows, journal, service_lock, set_rows, spare
 from anvil_dr.records.database import Database
 
 log = logging.getLogger(__name__)
 
 JOBS_KEPT = 100
 """Past jobs remembered for each server."""
-_JOBS_KEPT_IN_ALL = 100_000
-_TEXT_CHARACTERS = 2000
+_FAILURE_CHARACTERS = 2000
 _NO_TEXTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -90,20 +87,7 @@ class State:
 
     def lock_service(self) -> None:
         """Be the one service on this directory until `close`. Raise ServiceError naming the pid of the other one."""
-        path = os.path.join(self._directory, "lock")
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StateError(f"{path}: {error.strerror}") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            raise ServiceError(f"another anvil-dr-target is at work on {self._directory}: pid {holder}") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
-        self._lock = fd
+        self._lock = service_lock.take(self._directory)
 
     # — whose images are whose —
 
@@ -175,7 +159,7 @@ class State:
     def note_failure(self, entry: JournalEntry, failure: str) -> None:
         """Remember why a plan could not be finished; it stays pending."""
         with self._database.writing() as connection:
-            connection.execute("UPDATE journal SET failure = ? WHERE id = ?", (failure[:_TEXT_CHARACTERS], entry.id))
+            connection.execute("UPDATE journal SET failure = ? WHERE id = ?", (failure[:_FAILURE_CHARACTERS], entry.id))
 
     def drop(self, entry: JournalEntry) -> None:
         """Forget a plan without finishing it: what the names say now is right."""
@@ -224,39 +208,24 @@ class State:
     def job_started(self, job: JobRecord) -> None:
         """Remember one server's part of a job. Raise StateError if that id was used for this server before."""
         with self._database.writing() as connection:
-            done = connection.execute(
-                "INSERT INTO jobs (id, server, node, state, started_at, finished_at, error, wire_bytes, written_bytes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, server) DO NOTHING",
-                _job_row(job),
-            )
-            if not done.rowcount:
+            if not job_rows.started(connection, job):
                 raise StateError(f"job {job.id} of server {job.server} is known already")
 
     def job_finished(self, job: JobRecord) -> None:
         """Remember what became of it, and forget the oldest jobs of that server."""
         with self._database.writing() as connection:
-            connection.execute(
-                "INSERT INTO jobs (id, server, node, state, started_at, finished_at, error, wire_bytes, written_bytes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, server) DO UPDATE SET state = excluded.state,"
-                " finished_at = excluded.finished_at, error = excluded.error, wire_bytes = excluded.wire_bytes,"
-                " written_bytes = excluded.written_bytes",
-                _job_row(job),
-            )
-            _prune(connection, JOBS_KEPT)
+            job_rows.finished(connection, job)
+            job_rows.prune(connection, JOBS_KEPT)
 
     def is_at_work(self, server: str) -> bool:
         """True if a job of this server is running."""
         with self._database.reading() as connection:
-            found = connection.execute("SELECT 1 FROM jobs WHERE server = ? AND state = 'running'", (server,))
-            return found.fetchone() is not None
+            return job_rows.is_running(connection, server)
 
     def last_jobs(self) -> Mapping[str, JobRecord]:
         """The last job of each server, finished or not."""
         with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT * FROM jobs WHERE number IN (SELECT max(number) FROM jobs GROUP BY server) ORDER BY server"
-            ).fetchall()
-        return {job.server: job for job in map(_job, rows)}
+            return job_rows.last(connection)
 
     def end_running_jobs(self, error: str) -> Tuple[JobRecord, ...]:
         """At the service's start: what was running then has failed, for this reason, unless its set is complete.
@@ -264,22 +233,12 @@ class State:
         Those jobs, as they are now.
         """
         with self._database.writing() as connection:
-            running = connection.execute("SELECT number FROM jobs WHERE state = 'running' ORDER BY number").fetchall()
-            connection.execute(
-                "UPDATE jobs SET finished_at = ?, state = 'failed', error = ? WHERE state = 'running'", (_now(), error)
-            )
-            connection.executemany(
-                "UPDATE jobs SET state = 'succeeded', error = NULL WHERE number = ? AND EXISTS"
-                " (SELECT 1 FROM sets WHERE sets.job_id = jobs.id AND sets.server = jobs.server)",
-                running,
-            )
-            rows = [connection.execute("SELECT * FROM jobs WHERE number = ?", row).fetchone() for row in running]
-        return tuple(_job(row) for row in rows)
+            return job_rows.end_running(connection, error, _now())
 
     def prune(self, jobs_kept: int = JOBS_KEPT) -> None:
         """Forget all but the last jobs of each server; running ones stay."""
         with self._database.writing() as connection:
-            _prune(connection, jobs_kept)
+            job_rows.prune(connection, jobs_kept)
 
     # — definitions as the nodes have them —
 
@@ -355,27 +314,3 @@ def _insert_plan(
         (server, purpose, journal.encode_steps(steps), journal.encode_record(record)),
     )
     return JournalEntry(int(done.lastrowid or 0), server, purpose, steps, record)
-
-
-def _job(row: Tuple[Any, ...]) -> JobRecord:
-    # The columns of the table are the fields, in order, behind the row's number.
-    return JobRecord(*row[1:])
-
-
-def _job_row(job: JobRecord) -> Tuple[Any, ...]:
-    # These two are a node's words, which can be megabytes long.
-    error = None if job.error is None else job.error[:_TEXT_CHARACTERS]
-    return astuple(replace(job, node=job.node[:_TEXT_CHARACTERS], error=error))
-
-
-def _prune(connection: sqlite3.Connection, kept: int) -> None:
-    connection.execute(
-        "DELETE FROM jobs WHERE state <> 'running' AND number NOT IN (SELECT number FROM (SELECT number,"
-        " row_number() OVER (PARTITION BY server ORDER BY number DESC) AS place FROM jobs) WHERE place <= ?)",
-        (kept,),
-    )
-    # A key that may send any server could otherwise fill the disk with jobs of servers that it made up.
-    connection.execute(
-        "DELETE FROM jobs WHERE state <> 'running' AND number <= (SELECT max(number) FROM jobs) - ?",
-        (_JOBS_KEPT_IN_ALL,),
-    )
