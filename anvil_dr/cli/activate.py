@@ -21,6 +21,7 @@ from anvil_dr.activation.check_result import CheckResult
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import (
     activate_boot,
+    activate_box,
     activate_rehearse,
     activate_view,
     add_common_options,
@@ -28,7 +29,7 @@ from anvil_dr.cli import (
     run_command,
     wiring,
 )
-from anvil_dr.cli.activate_boot import Box, Manner
+from anvil_dr.cli.activate_box import Box, Manner
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
 from anvil_dr.receiving.target import utc_now
@@ -129,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         if options.list:
             return _list(box, options)
         if options.after_job:
-            activate_boot.tidy_up(box)
+            activate_box.tidy_up(box)
         servers = tuple(dict.fromkeys([*options.server, *(options.rehearse or ())]))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
         manner = Manner(options.check, options.yes, options.json, options.wait, options.overlay, options.after_job)
@@ -145,7 +146,7 @@ def _run(options: argparse.Namespace) -> int:
                 box, replace(request, force=True), connected,
                 wait_seconds=options.wait, as_json=options.json, report=options.report,
             )  # fmt: skip
-        with activate_boot.alone(config, keeps_rehearsals_off=not options.check):
+        with activate_box.alone(config, keeps_rehearsals_off=not options.check):
             return activate_boot.run(box, request, manner, connected)
 
 
@@ -211,7 +212,7 @@ def _list(box: Box, options: argparse.Namespace) -> int:
         rows = activation_text.list_rows(chosen, activate_view.now())
         activate_view.show_table(activation_text.LIST_HEADINGS, ((row, "plain") for row in rows))
     else:
-        print(activate_boot.nothing_here(box.config))
+        print(activate_box.nothing_here(box.config))
     return 0
 
 
@@ -221,7 +222,7 @@ def _release(config: Config, options: argparse.Namespace) -> int:
         store = wiring.open_cached(config, state, wiring.open_store(config, state)).store
         box = Box(config, store, state, Overlays(config.overlays, command.run), ())
         done = {}
-        with activate_boot.alone(config, keeps_rehearsals_off=True):
+        with activate_box.alone(config, keeps_rehearsals_off=True):
             for server in dict.fromkeys([*options.release, *options.servers]):
                 done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
                 if not options.json:

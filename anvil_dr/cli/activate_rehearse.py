@@ -10,8 +10,8 @@ from typing import Any, Dict, Final, Mapping, Optional, Tuple
 
 from anvil_dr.activation import activate
 from anvil_dr.activation.activate import Request
-from anvil_dr.cli import activate_boot, activate_view
-from anvil_dr.cli.activate_boot import Box
+from anvil_dr.cli import activate_boot, activate_box, activate_view
+from anvil_dr.cli.activate_box import Box
 from anvil_dr.errors import UsageError
 from anvil_dr.ports import Hypervisor
 from anvil_dr.preflight.host import LocalHost
@@ -34,7 +34,7 @@ def run(
     rehearsal_stage.sweep(overlays, box.places, turns)
     plan = activate.plan(box.survey(), request, config.activation, box.store, hypervisor, LocalHost())
     if not plan.servers:
-        raise UsageError(activate_boot.nothing_here(config))
+        raise UsageError(activate_box.nothing_here(config))
     signs = {server: rule.sign_of_life for server, rule in config.activation.servers.items()}
     at = utc_now()
     rehearser = Rehearser(

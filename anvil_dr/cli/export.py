@@ -20,7 +20,7 @@ from anvil_dr import command, words
 from anvil_dr import config as configuration
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.cli import activate_boot, add_common_options, run_command, wiring
+from anvil_dr.cli import activate_box, add_common_options, run_command, wiring
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.progress import watcher
 from anvil_dr.cli.send_report import Recorder
@@ -60,7 +60,7 @@ def _export(options: argparse.Namespace) -> int:
         raise UsageError("--to: a node is reached by ssh://[user@]host[:port]")
     limit_bytes = configuration.parse_rate(options.bandwidth_limit)
     config = configuration.load(options.config)
-    with wiring.open_state(config) as state, activate_boot.alone(config, keeps_rehearsals_off=True):
+    with wiring.open_state(config) as state, activate_box.alone(config, keeps_rehearsals_off=True):
         store = wiring.open_cached(config, state, wiring.open_store(config, state)).store
         overlays = Overlays(config.overlays, command.run)
         places = FirmwarePlaces(config.state, config.definitions)

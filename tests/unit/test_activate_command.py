@@ -15,7 +15,7 @@ import pytest
 
 from anvil_dr.activation import boot, nodes
 from anvil_dr.activation.life_signs import Node
-from anvil_dr.cli import activate, activate_boot
+from anvil_dr.cli import activate, activate_decide
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.errors import HypervisorError
@@ -330,7 +330,7 @@ def test_whoever_thinks_about_it_for_long_is_asked_again_if_the_original_came_ba
         nodes.remember(str(box.state), "Web01", Node("an-a05n01", "127.0.0.2", "2026-11-25T00:00:00+00:00"))
         return next(answers)
 
-    monkeypatch.setattr(activate_boot, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(activate_decide, "FRESH_SECONDS", 0.0)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("builtins.input", ask)
     ended, out, _ = command()
