@@ -6,9 +6,9 @@ Values only; a disk is opened, and a server kept off, through what its values br
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, ContextManager, Mapping, Optional, Protocol, Tuple
+from typing import Callable, ContextManager, Iterable, Mapping, Optional, Protocol, Tuple
 
-from anvil_dr.errors import AnvilDrError
+from anvil_dr.errors import AnvilDrError, SourceChangedError, SourceError
 from anvil_dr.ports import Image
 from anvil_dr.wire.protocol import JobPlan, ServerDone
 
@@ -50,6 +50,14 @@ class OutgoingServer:
     read_firmware: Optional[Callable[[], Mapping[str, bytes]]] = None
     """Reads the same files once the server is off: a guest changes them as long as it runs. Raise SourceError."""
 
+    def firmware_now(self) -> Mapping[str, bytes]:
+        """The files that were announced, as they are now. Raise SourceError if one can't be read any more."""
+        now = self.firmware if self.read_firmware is None else self.read_firmware()
+        for name in self.firmware:
+            if name not in now:
+                raise SourceError(f"server {self.name}: its firmware state {name} has gone since the job began")
+        return {name: now[name] for name in self.firmware}
+
 
 @dataclass(frozen=True)
 class ServerOutcome:
@@ -90,3 +98,11 @@ class Observer(Protocol):
     def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None: ...
 
     def server_ended(self, outcome: ServerOutcome) -> None: ...
+
+
+def check_unchanged(opened: Iterable[Tuple[OutgoingDisk, Source]]) -> None:
+    """Raise SourceChangedError if somebody wrote to one of these disks since it was opened."""
+    for disk, source in opened:
+        changed = source.changed()
+        if changed is not None:
+            raise SourceChangedError(disk.path, changed)

@@ -11,17 +11,18 @@ import logging
 from contextlib import ExitStack
 from typing import List, Mapping, Optional, Tuple
 
-from anvil_dr.errors import (
-    AnvilDrError,
-    PeerGoneError,
-    ProtocolError,
-    RemoteError,
-    SourceChangedError,
-    SourceError,
-)
+from anvil_dr.errors import AnvilDrError, PeerGoneError, ProtocolError, RemoteError
 from anvil_dr.sending.conversation import Conversation, Refused
 from anvil_dr.sending.disk_dialogue import DiskDialogue
-from anvil_dr.sending.job import JobOutcome, Observer, OutgoingDisk, OutgoingServer, ServerOutcome, Source
+from anvil_dr.sending.job import (
+    JobOutcome,
+    Observer,
+    OutgoingDisk,
+    OutgoingServer,
+    ServerOutcome,
+    Source,
+    check_unchanged,
+)
 from anvil_dr.sending.send_disk import DiskSender
 from anvil_dr.wire import digest
 from anvil_dr.wire.channel import Channel, KeepAlive
@@ -180,20 +181,13 @@ class JobSender:
                 sources.append((disk, disk.open()))
             for disk, source in sources:
                 self._send_disk(server.name, disk, source, compare[disk.name])
-                for one, opened in sources:
-                    changed = opened.changed()
-                    if changed is not None:
-                        raise SourceChangedError(one.path, changed)
+                check_unchanged(sources)
         finally:
             for _, source in sources:
                 source.close()
 
     def _send_firmware(self, server: OutgoingServer) -> None:
-        now = server.firmware if server.read_firmware is None else server.read_firmware()
-        for name in server.firmware:
-            content = now.get(name)
-            if content is None:
-                raise SourceError(f"server {server.name}: its firmware state {name} has gone since the job began")
+        for name, content in server.firmware_now().items():
             self._conversation.send(Firmware(name, len(content)))
             for at in range(0, len(content), MAX_DATA_BYTES):
                 self._channel.send(Kind.FIRMWARE_DATA, content[at : at + MAX_DATA_BYTES])

@@ -12,23 +12,24 @@ import os
 import threading
 import uuid
 from contextlib import ExitStack
-from typing import Callable, Dict, List, Mapping, Tuple
+from typing import Callable, Dict, List, Tuple
 
 from anvil_dr import naming
 from anvil_dr.caching.difference import Difference, scan
-from anvil_dr.errors import (
-    AnvilDrError,
-    JobInterruptedError,
-    NameCollisionError,
-    SourceChangedError,
-    SourceError,
-    StoreError,
-)
+from anvil_dr.errors import AnvilDrError, JobInterruptedError, NameCollisionError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records import carried_job
 from anvil_dr.records.carried_job import CarriedDisk, CarriedJob, CarriedServer
-from anvil_dr.sending.job import JobOutcome, Observer, OutgoingDisk, OutgoingServer, ServerOutcome, Source
+from anvil_dr.sending.job import (
+    JobOutcome,
+    Observer,
+    OutgoingDisk,
+    OutgoingServer,
+    ServerOutcome,
+    Source,
+    check_unchanged,
+)
 from anvil_dr.wire import digest
 from anvil_dr.wire.protocol import JobPlan, ServerDone, ServerPlan
 
@@ -103,7 +104,7 @@ class DriveSender:
         with ExitStack() as opened:
             images = {disk.name: self._begin(server, disk) for disk in server.disks}
             opened.enter_context(server.keep_off())
-            firmware = self._firmware(server)
+            firmware = server.firmware_now()
             sources: List[Tuple[OutgoingDisk, Source]] = []
             for disk in server.disks:
                 sources.append((disk, disk.open()))
@@ -113,10 +114,7 @@ class DriveSender:
                 carried, written = self._disk(server.name, disk, source, images[disk.name])
                 disks.append(carried)
                 written_bytes += written
-                for one, other in sources:
-                    changed = other.changed()
-                    if changed is not None:
-                        raise SourceChangedError(one.path, changed)
+                check_unchanged(sources)
         for image in images.values():
             self._store.rename(image, 1)
         at = self._now()
@@ -157,13 +155,6 @@ class DriveSender:
         if image.size_bytes != disk.size_bytes:
             return self._store.resize(image, disk.size_bytes, data_bytes=disk.data_bytes)
         return image
-
-    def _firmware(self, server: OutgoingServer) -> Mapping[str, bytes]:
-        now = server.firmware if server.read_firmware is None else server.read_firmware()
-        missing = sorted(set(server.firmware) - set(now))
-        if missing:
-            raise SourceError(f"server {server.name}: its firmware state {missing[0]} has gone since the job began")
-        return {name: now[name] for name in server.firmware}
 
     def _disk(
         self, server: str, disk: OutgoingDisk, source: Source, image: StoredImage
