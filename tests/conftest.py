@@ -77,7 +77,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return file if file.split("/")[1] in _WHOLE else nodeid
+            return file if set(file.split("/")) & set(_WHOLE) else nodeid
 
     return ByFile(config, log)
 
