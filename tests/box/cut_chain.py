@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROPERTY = "power cuts"
 """What a test records of its chain: a line of JSON."""
 CUTS_IN_A_CHAIN = 8
-_SHARES = {"lvm": 3, "ext4": 4, "xfs": 3}
-"""Of ten cuts. One on LVM takes longest."""
+_SHARES = {"lvm": 1, "ext4": 2, "xfs": 2}
+"""Of five cuts. One on LVM takes longest."""
 _STEPS = 60
 """A job has about 40 of them; so some cuts come in the second job of a boot."""
 _BOOT_SECONDS = 300
