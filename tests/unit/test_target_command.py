@@ -12,6 +12,8 @@ import pytest
 
 TARGET = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-target"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
