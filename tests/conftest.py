@@ -100,6 +100,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("failed: CI=true and tests were skipped", red=True)
         for report in skipped:
             terminalreporter.write_line(report.nodeid)
+    _tell_of_power_cuts(terminalreporter)
     checks = os.environ.get("ANVIL_DR_FAILED_CHECKS", "")
     if checks:
         terminalreporter.section(f"failed before the tests: {checks}", red=True)
+
+
+def _tell_of_power_cuts(terminalreporter: pytest.TerminalReporter) -> None:
+    """How often the power was cut, and how each chain of cuts is replayed. Here, because xdist's controller, which
+    prints the end, collects nothing and so has no other conftest.
+    """
+    from tests.box import cut_chain
+
+    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.stats.get(outcome, [])]
+    facts = [str(value) for one in reports for name, value in one.user_properties if name == cut_chain.PROPERTY]
+    if facts:
+        terminalreporter.write_line(f"{cut_chain.PROPERTY}: {cut_chain.in_words(facts)}")

@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
-from tests.box import box, cut_chain, inside
+from tests.box import box, inside
 
 HERE = Path(__file__).resolve().parent
 
@@ -48,14 +48,6 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: Optional[pytest.Item]) 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     inside.close_all(session)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How often the power was cut, and how each chain of cuts is replayed."""
-    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.stats.get(outcome, [])]
-    facts = [str(value) for one in reports for name, value in one.user_properties if name == cut_chain.PROPERTY]
-    if facts:
-        terminalreporter.write_line(f"{cut_chain.PROPERTY}: {cut_chain.in_words(facts)}")
 
 
 @pytest.fixture
