@@ -120,7 +120,7 @@ class Store(Protocol):
     def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
         """Who else has them open, in words for an error message; those that nobody has are not in it.
 
-        One look for all of them: each may cost a walk through every process. Raise StoreError.
+        Asked for all of them at once: a look may cost a command, or a walk through every process. Raise StoreError.
         """
         ...
 

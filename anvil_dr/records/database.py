@@ -1,6 +1,6 @@
 """The SQLite file below the state: how it is opened, made durable, created, and moved aside when it is damaged.
 
-The only importer of sqlite3. Each transaction has a connection of its own, so threads and processes need no more
+Nobody else opens a connection. Each transaction has one of its own, so threads and processes need no more
 care than SQLite takes by itself, and a database that was replaced is never written to by an old handle.
 """
 

@@ -250,7 +250,7 @@ class LvmStore:
             return "a snapshot of it"
         deadline = time.monotonic() + _PASSING_SECONDS
         while volume.open and volume.device is not None:
-            found = openers.of_block_devices((volume.device,))[volume.device]
+            found = openers.of_block_device(volume.device)
             staying = [opener for opener in found if not opener.passing and not opener.harmless]
             if staying:
                 return staying[0].words

@@ -39,13 +39,15 @@ File = Tuple[int, int]
 def of_files(files: Collection[File]) -> Dict[File, Tuple[Opener, ...]]:
     """Other processes and loop devices that have them open, for each file. One look at /proc does for all of them."""
     asked = _files(files)
-    return _sorted_out(files, (*_processes(asked), *_loops(asked)))
+    found = (*_processes(asked), *_loops(asked))
+    return {file: tuple(opener for opened, opener in found if opened == file) for file in files}
 
 
-def of_block_devices(devices: Collection[int]) -> Dict[int, Tuple[Opener, ...]]:
-    """Mounts, devices on top, loop devices and other processes that have them (st_rdev) open, for each device."""
-    asked = _devices(devices)
-    return _sorted_out(devices, (*_mounts(devices), *_holders(devices), *_loops(asked), *_processes(asked)))
+def of_block_device(device: int) -> Tuple[Opener, ...]:
+    """Mounts, devices on top, loop devices and other processes that have this device (st_rdev) open."""
+    asked = _block_device(device)
+    opened = (opener for _, opener in (*_loops(asked), *_processes(asked)))
+    return (*_mounts(device), *_holders(device), *opened)
 
 
 def is_file_open_here(file: File) -> bool:
@@ -55,7 +57,7 @@ def is_file_open_here(file: File) -> bool:
 
 def is_block_device_open_here(device: int) -> bool:
     """True if the calling process itself has this block device (st_rdev) open."""
-    return bool(_opened("/proc/self/fd", _devices((device,))))
+    return bool(_opened("/proc/self/fd", _block_device(device)))
 
 
 _Key = TypeVar("_Key")
@@ -71,14 +73,8 @@ def _files(files: Collection[File]) -> _Asked[File]:
     return which
 
 
-def _devices(devices: Collection[int]) -> _Asked[int]:
-    return lambda facts: facts.st_rdev if stat.S_ISBLK(facts.st_mode) and facts.st_rdev in devices else None
-
-
-def _sorted_out(
-    keys: Collection[_Key], found: Collection[Tuple[_Key, Opener]]
-) -> Dict[_Key, Tuple[Opener, ...]]:
-    return {key: tuple(opener for of, opener in found if of == key) for key in keys}
+def _block_device(device: int) -> _Asked[int]:
+    return lambda facts: device if stat.S_ISBLK(facts.st_mode) and facts.st_rdev == device else None
 
 
 def _processes(asked: _Asked[_Key]) -> Iterator[Tuple[_Key, Opener]]:
@@ -137,22 +133,17 @@ def _loops(asked: _Asked[_Key]) -> Iterator[Tuple[_Key, Opener]]:
             yield key, Opener(f"loop device /dev/{name}")
 
 
-def _holders(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
-    for device in devices:
-        folder = f"/sys/dev/block/{_numbers(device)}/holders"
-        for name in _names(folder):
-            yield device, Opener(f"device {_text(os.path.join(folder, name, 'dm/name')) or name} on top of it")
+def _holders(device: int) -> Iterator[Opener]:
+    folder = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/holders"
+    for name in _names(folder):
+        yield Opener(f"device {_text(os.path.join(folder, name, 'dm/name')) or name} on top of it")
 
 
-def _mounts(devices: Collection[int]) -> Iterator[Tuple[int, Opener]]:
-    wanted = {_numbers(device): device for device in devices}
+def _mounts(device: int) -> Iterator[Opener]:
+    wanted = f"{os.major(device)}:{os.minor(device)}"
     for number, mount_point in mounts.mounted():
-        if number in wanted:
-            yield wanted[number], Opener(f"the mount at {mount_point}")
-
-
-def _numbers(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}"
+        if number == wanted:
+            yield Opener(f"the mount at {mount_point}")
 
 
 def _names(folder: str) -> List[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import shutil
 import threading
-import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Tuple
@@ -290,12 +289,6 @@ class Hangs:
         raise CommandError(argv, None, b"", b"", "no answer within 120 seconds")
 
 
-def slowly(argv: Tuple[str, ...], *, timeout_seconds: float = 120.0, stdin: bytes = b"") -> Completed:
-    """As a group on a drive does that is busy with something else."""
-    time.sleep(1)
-    return command.run(argv, timeout_seconds=timeout_seconds, stdin=stdin)
-
-
 class Hanging(DrBox):
     runner: CommandRunner | None = None
 
@@ -303,14 +296,22 @@ class Hanging(DrBox):
         return LvmStore((GROUP,), self.runner or command.run)
 
 
-def test_lvm_that_is_slow_is_waited_for(tmp_path: Path) -> None:
+def test_the_status_answers_however_long_lvm_takes(tmp_path: Path) -> None:
     run("lvremove", "-y", GROUP)
     box = Hanging(tmp_path, groups=(GROUP,))
+    asked: List[Tuple[str, ...]] = []
+
+    def slowly(argv: Tuple[str, ...], *, timeout_seconds: float = 120.0, stdin: bytes = b"") -> Completed:
+        if argv[0] in ("lvcreate", "lvrename"):
+            asked.extend(job.servers for job in running_jobs(box.config.socket))
+        return command.run(argv, timeout_seconds=timeout_seconds, stdin=stdin)
+
     box.runner = slowly
     story = Story(box, tmp_path)
     with box.running():
         story.good()
         assert story.is_set(1, 0)
+    assert asked == [("Web01",), ("Web01",)], "while a volume was made, and while it got its number"
 
 
 @pytest.mark.parametrize(
