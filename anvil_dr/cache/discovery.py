@@ -13,7 +13,6 @@ import pyudev
 
 from anvil_dr.cache.cache_rules import BlockDevice, Mount
 from anvil_dr.errors import CacheDriveError
-from anvil_dr.stores import mounts
 
 _SECTOR_BYTES = 512
 """What /sys/class/block/*/size counts in, whatever the drive's own sectors are."""
@@ -45,8 +44,8 @@ def device_of_folder(path: str) -> Optional[Number]:
             folder = os.path.dirname(folder)
     except OSError:
         return None
-    for number, there in mounts_by_device().items():
-        if any(mount.path == folder and mount.reachable for mount in there):
+    for number, mounts in mounts_by_device().items():
+        if any(mount.path == folder and mount.reachable for mount in mounts):
             return number
     return None
 
@@ -149,7 +148,7 @@ def _swaps() -> FrozenSet[Number]:
     numbers = set()
     for line in _text("/proc", "swaps").splitlines()[1:]:
         try:
-            facts = os.stat(mounts.unescape(line.split()[0]))
+            facts = os.stat(_unescape(line.split()[0]))
         except (OSError, IndexError):
             continue
         numbers.add((os.major(facts.st_rdev), os.minor(facts.st_rdev)))
@@ -165,7 +164,7 @@ def _mount_table() -> Iterator[Tuple[Number, str, Mount]]:
             continue
         major, _, minor = fields[2].partition(":")
         device, number = os.makedev(int(major), int(minor)), (int(major), int(minor))
-        filesystem, source = tail[0], mounts.unescape(tail[1])
+        filesystem, source = tail[0], _unescape(tail[1])
         if number[0] == 0:  # btrfs has a number of its own; what it lies on is named as its source
             try:
                 behind = os.stat(source).st_rdev if source.startswith("/") else 0
@@ -174,13 +173,17 @@ def _mount_table() -> Iterator[Tuple[Number, str, Mount]]:
             number = (os.major(behind), os.minor(behind))
             if not behind:
                 continue
-        path = mounts.unescape(fields[4])
+        path = _unescape(fields[4])
         try:
             reachable = os.stat(path).st_dev == device
         except OSError:
             reachable = False
         writable = "ro" not in fields[5].split(",") and "ro" not in tail[2].split(",")
         yield number, filesystem, Mount(path, writable, reachable, whole=fields[3] == "/")
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _decoded(text: str) -> str:

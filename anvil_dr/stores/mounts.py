@@ -17,7 +17,7 @@ def mounted() -> Iterator[Tuple[str, str]]:
     for line in lines:
         fields = line.split(" ")  # proc(5): id, parent, major:minor, root, mount point
         if len(fields) > 4:
-            yield fields[2], unescape(fields[4])
+            yield fields[2], _unescape(fields[4])
 
 
 def unmounted_above(folder: str, fstab: str) -> Optional[str]:
@@ -27,7 +27,7 @@ def unmounted_above(folder: str, fstab: str) -> Optional[str]:
             lines = [line.split() for line in file]
     except FileNotFoundError:
         return None
-    wanted = {unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")}
+    wanted = {_unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")}
     there = {mount_point for _, mount_point in mounted()}
     folder = os.path.realpath(folder)
     while folder != "/":
@@ -37,6 +37,6 @@ def unmounted_above(folder: str, fstab: str) -> Optional[str]:
     return None
 
 
-def unescape(field: str) -> str:
+def _unescape(field: str) -> str:
     """A path as fstab(5) and mountinfo mean it: blanks stand there as octal escapes."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
