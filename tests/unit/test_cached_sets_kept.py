@@ -178,6 +178,7 @@ def test_one_whose_bytes_changed_is_kept_while_it_is_the_only_one(half_copied: C
         file.write(b"rot")
     half_copied.change(2)
     with half_copied.box.running() as target:
+        wait(target)
         with pytest.raises(PeerGoneError):
             half_copied.box.send(half_copied.nodes["Web01"].outgoing(), break_after_bytes=1)
         wait(target)
