@@ -92,7 +92,8 @@ class Box:
         shown = [path for path in read_only if _is_hidden(path)]
         self._write_settings("systemd" if systemd else "udev", shown, writable)
         self._argv = [
-            "taskset", "--cpu-list", str(_cpu()), "linux.uml", "rootfstype=hostfs", "rootflags=/", "ro", f"mem={memory}", f"init={self._share}/init.sh",
+            "taskset", "--cpu-list", str(_cpu()),
+            "linux.uml", "rootfstype=hostfs", "rootflags=/", "ro", f"mem={memory}", f"init={self._share}/init.sh",
             "con=null", "con0=null,fd:1", "con1=fd:0,null", "quiet", "loglevel=3", "lsm=yama",
             "pty.legacy_count=0", "panic=-1", f"umid={self._name}", f"uml_dir={self._sockets}",
             f"BOX_SHARE={self._share}",
