@@ -1,4 +1,4 @@
-"""One small file for each command, and here what they share: options, log, errors into lines and exit codes.
+"""One small file for each command, and here what they share: log, errors into lines and exit codes.
 
 Exit codes (SPEC section 9): 0 all well, 1 the work failed, 2 usage or configuration; 130 after Ctrl-C. With
 ANVIL_DR_LOG=info in the environment a command logs every change of state, with debug also every command it runs.
@@ -6,7 +6,6 @@ ANVIL_DR_LOG=info in the environment a command logs every change of state, with 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -14,21 +13,13 @@ import shutil
 import sys
 from typing import Callable, Optional
 
-from anvil_dr import __version__, config, words
+from anvil_dr import words
 from anvil_dr.errors import AnvilDrError
 
 log = logging.getLogger(__name__)
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _INTERRUPTED = 128 + 2
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that every command has."""
-    parser.add_argument(
-        "--config", metavar="FILE", default=config.DEFAULT_PATH, help="the configuration (default: %(default)s)"
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
 
 def run_command(

@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Dict, List, NoReturn, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 from anvil_dr import command, hypervisor, words
 from anvil_dr import config as configuration
@@ -24,12 +24,12 @@ from anvil_dr.cli import (
     activate_box,
     activate_rehearse,
     activate_view,
-    add_common_options,
     complain,
     run_command,
     wiring,
 )
 from anvil_dr.cli.activate_box import Box, Manner
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
 from anvil_dr.receiving.target import utc_now
@@ -54,27 +54,16 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong, and not ten lines of options above it."""
-
-    def error(self, message: str) -> NoReturn:
-        first = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
-        meant = words.nearest(first, list(self._option_string_actions)) if first.startswith("-") else ""
-        complain(f"{PROGRAM}: {words.printable(message)}{meant}")
-        complain(f"Usually it is enough to type: {PROGRAM}    (all options: {PROGRAM} --help)")
-        sys.exit(UsageError.exit_code)
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
     options = _parser().parse_args(argv)
     return run_command(PROGRAM, lambda: _run(options), as_json=options.json)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM, usage="%(prog)s [SERVER ...] [option ...]", description=_DESCRIPTION, epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, enough=PROGRAM,
     )  # fmt: skip
     parser.add_argument("servers", metavar="SERVER", nargs="*", help="only these (default: all)")
     add_common_options(parser)

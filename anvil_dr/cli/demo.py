@@ -6,11 +6,11 @@ rest went well; 1 if something failed; 2 usage; 130 after Ctrl-C.
 
 from __future__ import annotations
 
-import argparse
 from typing import Optional, Sequence
 
 from anvil_dr import __version__
 from anvil_dr.cli import run_command
+from anvil_dr.cli.parser import Parser
 from anvil_dr.demo.play import play
 
 PROGRAM = "anvil-dr-demo"
@@ -18,7 +18,7 @@ PROGRAM = "anvil-dr-demo"
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Image a real two-disk server to a DR box four times, lose it, and boot it there. Takes a minute, "
         "needs no configuration, and leaves nothing behind. The boot needs root.",

@@ -20,8 +20,9 @@ from anvil_dr import command, words
 from anvil_dr import config as configuration
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.cli import activate_box, add_common_options, run_command, wiring
+from anvil_dr.cli import activate_box, run_command, wiring
 from anvil_dr.cli.interruption import Interruption
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.cli.progress import watcher
 from anvil_dr.cli.send_report import Recorder
 from anvil_dr.errors import AnvilDrError, JobInterruptedError, UsageError
@@ -37,7 +38,7 @@ _REMOTE: Final = "anvil-dr-take-back"
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Send a server that ran on this DR box, and is shut down now, back to its node.",
         epilog="It stays activated here, and jobs for it are refused, until: anvil-activate-dr --release SERVER",

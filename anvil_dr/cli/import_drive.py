@@ -12,7 +12,8 @@ from typing import Optional, Sequence, Tuple
 
 from anvil_dr import command, words
 from anvil_dr import config as configuration
-from anvil_dr.cli import add_common_options, run_command
+from anvil_dr.cli import run_command
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.errors import ProtocolError, RemoteError
 from anvil_dr.sending import connect
 from anvil_dr.wire.channel import Channel, frame_buffer
@@ -23,7 +24,7 @@ PROGRAM = "anvil-dr-import"
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Take the images of servers from a drive that a node has filled, after a check of every byte.",
         epilog="anvil-dr-status names the drives and what they bring. The drive itself is not changed.",

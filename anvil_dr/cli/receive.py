@@ -5,19 +5,19 @@ Touches the service's socket, and looks at the environment that sshd made.
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Optional, Sequence
 
 from anvil_dr import config, relay
-from anvil_dr.cli import add_common_options, run_command
+from anvil_dr.cli import run_command
+from anvil_dr.cli.parser import Parser, add_common_options
 
 PROGRAM = "anvil-dr-receive"
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Receive servers' images from a node. Meant as the only command of the node's ssh key.",
         epilog=f'In authorized_keys: restrict,command="{PROGRAM} --allow \'Web*\'" ssh-ed25519 AAAA... node1',

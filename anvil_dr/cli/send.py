@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple, Union
 
 from anvil_dr import command, config
-from anvil_dr.cli import add_common_options, run_command
+from anvil_dr.cli import run_command
 from anvil_dr.cli.interruption import Interruption
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
 from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
@@ -30,6 +32,7 @@ from anvil_dr.sending.to_drive import DriveSender
 from anvil_dr.stores.directory import DirectoryStore
 
 PROGRAM = "anvil-dr-send"
+_DAY_SECONDS = 86400
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -38,8 +41,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return run_command(PROGRAM, lambda: _send(options))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog=PROGRAM,
         description="Send images of servers that are shut off to a DR box. What it has already is not sent again.",
     )
@@ -87,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86400:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) <= _DAY_SECONDS:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is no number of seconds up to {_DAY_SECONDS}, a day")
 
 
 @dataclass(frozen=True)

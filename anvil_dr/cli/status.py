@@ -6,7 +6,6 @@ is shown is not the whole truth; 2 usage or configuration.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,7 +18,8 @@ from rich.text import Text
 from anvil_dr import config as configuration
 from anvil_dr import words
 from anvil_dr.caching import cached_sets
-from anvil_dr.cli import add_common_options, run_command, wiring
+from anvil_dr.cli import run_command, wiring
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.errors import StateError
 from anvil_dr.model import CacheDrive
 from anvil_dr.records.state import State
@@ -39,7 +39,7 @@ _STYLES: Dict[status_text.Tone, str] = {
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description="Show the servers that this DR box keeps, their sets, their last jobs, and its space."
     )
     add_common_options(parser)

@@ -12,7 +12,8 @@ from typing import Dict, Mapping, Optional, Sequence
 
 from anvil_dr import definition, durable, firmware_files
 from anvil_dr.activation import boot_firmware
-from anvil_dr.cli import add_common_options, run_command
+from anvil_dr.cli import run_command
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import DefinitionError, HypervisorError, SourceError, StateError, UsageError
 from anvil_dr.failback.half_back import HalfBack
@@ -26,7 +27,7 @@ PROGRAM = "anvil-dr-take-back"
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Write a server's disks on this node from what the DR box sends. Started by anvil-dr-export.",
         epilog=f'To allow nothing else to the DR box\'s key, in authorized_keys: restrict,command="{PROGRAM} Web01"',

@@ -5,7 +5,6 @@ Touches what wiring.py opens, signals, and systemd's notifications and socket. W
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -15,7 +14,8 @@ from contextlib import contextmanager
 from typing import Iterator, List, Optional, Sequence
 
 from anvil_dr import config, definition_files, service, words
-from anvil_dr.cli import add_common_options, run_command, target_aftercare, wiring
+from anvil_dr.cli import run_command, target_aftercare, wiring
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.config import Config
 from anvil_dr.errors import ServiceError, UsageError
 from anvil_dr.receiving import recover
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM, description="Take servers' images from the nodes, on the DR box. Usually started by systemd."
     )
     add_common_options(parser)

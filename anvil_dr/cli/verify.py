@@ -18,7 +18,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from anvil_dr import config as configuration
 from anvil_dr import naming, words
-from anvil_dr.cli import add_common_options, run_command, wiring
+from anvil_dr.cli import run_command, wiring
+from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.errors import UsageError
 from anvil_dr.model import ImageSet
 from anvil_dr.receiving import verify
@@ -31,7 +32,7 @@ PROGRAM = "anvil-dr-verify"
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Read the images of servers again and compare them with what was received. A job is never held up.",
     )
