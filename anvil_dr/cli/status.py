@@ -1,7 +1,7 @@
 """`anvil-dr-status`: servers, sets, jobs and space, in words or as JSON. Changes nothing.
 
 Exit codes: 0 if everything could be looked at, whatever was found; 1 if something could not be read, so that what
-is shown is not the whole truth; 2 usage or configuration.
+is shown is not the whole truth; 2 usage or configuration. With --check 0 means that all is well, and 1 that it isn't.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         prog=PROGRAM, description="Show the servers that this DR box keeps, their sets, their last jobs, and its space."
     )
     add_common_options(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="for a monitoring system: only whether all is well, also as exit code"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _show(options.config, as_json=options.json))
+    return run_command(PROGRAM, lambda: _show(options.config, as_json=options.json, check=options.check))
 
 
-def _show(path: str, *, as_json: bool) -> int:
+def _show(path: str, *, as_json: bool, check: bool) -> int:
     config = configuration.load(path)
     state, problems = _open_state(config)
     store = wiring.open_store(config, state)
@@ -71,9 +74,11 @@ def _show(path: str, *, as_json: bool) -> int:
         for problem in (*assessed.problems, *filter(None, [assessed.service_problem])):
             print(f"{PROGRAM}: {words.printable(problem)}", file=sys.stderr)
     else:
-        _print(status_text.lines(assessed, now))
+        _print(status_text.verdict(assessed, now) if check else status_text.lines(assessed, now))
     if seen.problems and os.geteuid() != 0:
         print(f"{PROGRAM}: some of it only root can read", file=sys.stderr)
+    if check:
+        return 0 if assessed.all_is_well else 1
     return 1 if assessed.problems else 0
 
 

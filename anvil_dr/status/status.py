@@ -123,6 +123,11 @@ class Status:
     problems: Tuple[str, ...]
     """What could not be read, so that this status is not the whole truth."""
 
+    @property
+    def all_is_well(self) -> bool:
+        """Nothing needs the admin."""
+        return not (self.problems or self.service_problem or any(server.needs_attention for server in self.servers))
+
 
 def assess(seen: Observation, now: datetime) -> Status:
     """Judge what was seen. `now` must have a time zone."""

@@ -62,9 +62,19 @@ def lines(status: Status, now: datetime) -> Tuple[Line, ...]:
     return tuple(found)
 
 
+def verdict(status: Status, now: datetime) -> Tuple[Line, ...]:
+    """Whether all is well, and each thing that is not."""
+    found = [*_verdict(status, now)]
+    for server in status.servers:
+        for remark in server.remarks:
+            if remark.serious:
+                found.append(Line(f"! {words.printable(server.name)}: {remark.text}", "bad"))
+    return tuple(found)
+
+
 def _verdict(status: Status, now: datetime) -> Iterator[Line]:
     troubled = [server for server in status.servers if server.needs_attention]
-    if troubled or status.problems or status.service_problem:
+    if not status.all_is_well:
         yield Line(f"{status.target}: NOT ALL IS WELL", "bad")
     elif status.servers:
         yield Line(f"{status.target}: all is well", "good")

@@ -28,7 +28,7 @@ from anvil_dr.status import inquiry, observation
 from anvil_dr.status.status import Observation, WaitingSet, assess
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
-from tests.doubles.dr_box import DrBox
+from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.memory_store import MemoryStore
 
 STATUS = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-status"
@@ -187,6 +187,32 @@ def test_the_command_shows_what_it_can_when_the_database_is_damaged_and_leaves_i
     assert (web01["sets"][0]["complete"], web01["sets"][0]["received_at"]) == (True, None)
     assert database.read_bytes() == b"no database " * 1000
     assert sorted(os.listdir(box.state)) == ["servers", "state.sqlite"]
+
+
+@pytest.mark.slow
+def test_a_check_says_whether_all_is_well_and_so_does_its_exit_code(tmp_path: Path) -> None:
+    dr_box = DrBox(tmp_path)
+    (tmp_path / "t.yaml").write_text(
+        f"name: dr01\nstore: fs:{dr_box.store_folder}\ndefinitions: {dr_box.config.definitions}\n"
+        f"state: {dr_box.config.state}\nruntime: {dr_box.config.runtime}\n"
+    )
+    with dr_box.running():
+        for name in ("Web01", "Db01"):
+            assert dr_box.send(Node(tmp_path / name, name, disks={f"{name}_0": b"1"}).outgoing()).succeeded
+        code, out, err = run(tmp_path, "--check")
+        assert (code, err, len(out.splitlines())) == (0, "", 2)
+        assert out.startswith("dr01: all is well\n2 of 2 servers can be booted here, from sets received ")
+        Path(dr_box.config.definitions, "Web01.xml").unlink()
+        code, out, err = run(tmp_path, "--check")
+        assert (code, err) == (1, "")
+        first, *more = out.splitlines()
+        assert first == "dr01: NOT ALL IS WELL"
+        assert "! Web01: no definition: this server cannot be booted here" in more
+        assert not any("Db01" in line for line in more)
+        assert run(tmp_path, "--check", "--json")[0] == 1
+        assert run(tmp_path)[0] == 0, "what there is to see was shown"
+    code, out, _ = run(tmp_path, "--check")
+    assert code == 1 and "the service cannot be reached" in out
 
 
 def test_the_command_refuses_a_configuration_that_is_not_there(tmp_path: Path) -> None:
