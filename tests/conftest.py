@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -39,6 +40,16 @@ def tmp_path(request: pytest.FixtureRequest) -> Iterator[Path]:
     place = _MEMORY if alone and roomy and not request.node.get_closest_marker("on_disk") else None
     with tempfile.TemporaryDirectory(prefix="adr-test-", dir=place, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """A command that is called in this process logs to a standard error that is gone when its test is."""
+    before, level = list(logging.root.handlers), logging.root.level
+    yield
+    for handler in [one for one in logging.root.handlers if one not in before]:
+        logging.root.removeHandler(handler)
+    logging.root.setLevel(level)
 
 
 def in_ci() -> bool:
