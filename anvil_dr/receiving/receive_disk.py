@@ -1,8 +1,8 @@
 """One disk, on the target: compares what the node announces with what is there, and writes what differs.
 
-Touches the image being written, the newest set's image, and the channel. Called with one frame after the
-other by the session's thread; a second thread reads the recycled image ahead of it. Nothing is written
-before its digest has been checked, and nothing that is right already is written again.
+Touches the channel, and the images through image_blocks.py. Called with one frame after the other by the session's
+thread; a second thread reads the recycled image ahead of it. Nothing is written before its digest has been checked, and
+nothing that is right already is written again.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple
 from anvil_dr.errors import DigestMismatchError, ProtocolError
 from anvil_dr.model import Owner
 from anvil_dr.ports import Image
+from anvil_dr.receiving.image_blocks import ImageBlocks
 from anvil_dr.receiving.newest import Newest
 from anvil_dr.receiving.recycled import Recycled
 from anvil_dr.wire import bulk
 from anvil_dr.wire.bulk import FULL_BLOCK, Entry
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.compression import Decompressor
-from anvil_dr.wire.delta import PagePlan, plan_blocks, plan_pages, runs
+from anvil_dr.wire.delta import PagePlan, plan_blocks
 from anvil_dr.wire.digest import (
     BLOCK_BYTES,
-    PAGE_BYTES,
     SEGMENT_BYTES,
     Digester,
     ImageDigest,
@@ -66,19 +66,22 @@ class DiskReceiver:
         window: int,
     ) -> None:
         self._channel, self._digester, self.owner, self._size_bytes = channel, digester, owner, size_bytes
-        self._image, self._recycled, self._newest, self._window = image, recycled, Newest(newest), window
+        self._recycled, self._newest, self._window = recycled, Newest(newest), window
+        self._image = ImageBlocks(digester, owner, size_bytes, image, recycled, self._newest)
         self._segments = segment_count(size_bytes)
         self._image_digest = ImageDigest(digester, size_bytes)
         self._open: Dict[int, _Segment] = {}
         self._announced = 0
         self._decompressor = Decompressor()
-        self._block = memoryview(bytearray(BLOCK_BYTES))
-        self._other = memoryview(bytearray(BLOCK_BYTES))
         self.compare = recycled.has_content or newest is not None
         """Whether there is something to compare with; without, the node sends everything unasked."""
         self.done_bytes = 0
         """How much of the disk is known to be right."""
-        self.written_bytes = 0
+
+    @property
+    def written_bytes(self) -> int:
+        """What was written to the image."""
+        return self._image.written_bytes
 
     def handle(self, kind: Kind, content: memoryview) -> None:
         """Act on one record. Raise ProtocolError, DigestMismatchError, ImageIOError."""
@@ -168,7 +171,10 @@ class DiskReceiver:
         opened.wanted = digests
         plan = plan_blocks(digests, opened.present, self._digester.zero_block)
         self._zero(segment, plan.zeros)
-        self._ask(segment, opened, [n for n in plan.differing if not self._copy_block(segment, opened, n)])
+        known = opened.present is not None
+        offset = self._offset(segment, 0)
+        missing = [n for n in plan.differing if not self._image.copy(offset + n * BLOCK_BYTES, digests[n], known=known)]
+        self._ask(segment, opened, missing)
 
     def _ask(self, segment: int, opened: _Segment, blocks: Sequence[int]) -> None:
         """Ask for blocks: for their pages' digests if some pages may be here, for all their bytes if not."""
@@ -189,7 +195,8 @@ class DiskReceiver:
         for block, digests in pages:
             if opened.waiting.get(block, _WHOLE) is not None:
                 raise ProtocolError("PAGES came for a block that was not asked for")
-            plan = self._plan_pages(segment, opened, block, digests)
+            known = opened.present is not None
+            plan = self._image.plan_pages(self._offset(segment, block), digests, known=known)
             opened.waiting[block] = plan
             if plan.asked:
                 asked.append((block, plan.asked))
@@ -235,40 +242,10 @@ class DiskReceiver:
             raise ProtocolError("DATA came for pages that were not asked for")
         return PagePlan(plan.zeros | (plan.asked & ~mask), plan.copied, mask)
 
-    # — comparing —
-
-    def _plan_pages(self, segment: int, opened: _Segment, block: int, digests: Sequence[bytes]) -> PagePlan:
-        present = newest = None
-        if opened.present is not None:
-            self._image.read_into(self._offset(segment, block), self._block)
-            present = self._digester.pages(self._block)
-        if self._newest.read_into(self._offset(segment, block), self._other):
-            newest = self._digester.pages(self._other)
-        return plan_pages(digests, present, newest, self._digester.zero_page)
-
     def _has_something(self, segment: int, opened: _Segment, block: int) -> bool:
         if opened.present is not None and opened.present[block] != self._digester.zero_block:
             return True
-        return self._newest.may_hold_data(self._offset(segment, block), BLOCK_BYTES)
-
-    def _copy_block(self, segment: int, opened: _Segment, block: int) -> bool:
-        """Take a block from the newest set if it is the same there."""
-        offset = self._offset(segment, block)
-        if not self._newest.read_into(offset, self._other) or self._digester.of(self._other) != opened.wanted[block]:
-            return False
-        self._check_end(offset, self._other)
-        if opened.present is None:
-            self._write(offset, self._other)
-            return True
-        self._image.read_into(offset, self._block)
-        changed = 0
-        for page in range(BLOCK_BYTES // PAGE_BYTES):
-            at = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
-            changed |= (bytes(self._block[at]) != bytes(self._other[at])) << page
-        for page, count in bulk.page_runs(changed):
-            start = page * PAGE_BYTES
-            self._write(offset + start, self._other[start : start + count * PAGE_BYTES])
-        return True
+        return self._image.newest_may_hold_data(self._offset(segment, block))
 
     # — writing —
 
@@ -283,8 +260,8 @@ class DiskReceiver:
             ]
             return [entry for entries in again for entry in entries]
         offset = self._offset(segment, first)
-        self._check_end(offset, raw)
-        self._write(offset, raw)
+        self._image.check_end(offset, raw)
+        self._image.write(offset, raw)
         for block in blocks:
             del opened.waiting[block]
         return []
@@ -292,7 +269,7 @@ class DiskReceiver:
     def _fill(self, segment: int, opened: _Segment, block: int, plan: PagePlan, raw: memoryview) -> List[Entry]:
         """Put one block together, check it, write it. Returns what must be asked for once more, if it is wrong."""
         offset = self._offset(segment, block)
-        whole = raw if plan.asked == FULL_BLOCK else self._assemble(offset, plan, raw)
+        whole = self._image.assembled(offset, plan, raw)
         if self._digester.of(whole) != opened.wanted[block]:
             if block in opened.retried:
                 raise DigestMismatchError(
@@ -301,50 +278,16 @@ class DiskReceiver:
             opened.retried.add(block)
             opened.waiting[block] = _WHOLE
             return [(block, FULL_BLOCK)]
-        self._check_end(offset, whole)
+        self._image.check_end(offset, whole)
         written = FULL_BLOCK if opened.present is None else plan.changed
         if self._recycled.known_zero:
             written &= ~plan.zeros
-        for page, count in bulk.page_runs(written):
-            start = page * PAGE_BYTES
-            self._write(offset + start, whole[start : start + count * PAGE_BYTES])
+        self._image.write_pages(offset, whole, written)
         del opened.waiting[block]
         return []
 
-    def _assemble(self, offset: int, plan: PagePlan, raw: memoryview) -> memoryview:
-        if plan.changed != FULL_BLOCK:
-            self._image.read_into(offset, self._block)
-        if plan.copied and self._newest.read_into(offset, self._other):
-            for page, count in bulk.page_runs(plan.copied):
-                at = slice(page * PAGE_BYTES, (page + count) * PAGE_BYTES)
-                self._block[at] = self._other[at]
-        for page, count in bulk.page_runs(plan.zeros):
-            self._block[page * PAGE_BYTES : (page + count) * PAGE_BYTES] = bytes(count * PAGE_BYTES)
-        for page, count in bulk.page_runs(plan.asked):
-            size = count * PAGE_BYTES
-            self._block[page * PAGE_BYTES : page * PAGE_BYTES + size] = raw[:size]
-            raw = raw[size:]
-        return self._block
-
-    def _check_end(self, offset: int, blocks: memoryview) -> None:
-        """What lies past the end of the disk counts as zeros, so it must come as zeros."""
-        past = offset + len(blocks) - self._size_bytes
-        if past > 0 and bytes(blocks[-past:]).strip(b"\0"):
-            raise DigestMismatchError(
-                self.owner.server, self.owner.disk, self._size_bytes, "there are bytes past the end of the disk"
-            )
-
-    def _write(self, offset: int, data: memoryview) -> None:
-        data = data[: max(0, self._image.size_bytes - offset)]  # a block's tail past the end is zeros
-        self._image.write(offset, data)
-        self.written_bytes += len(data)
-
     def _zero(self, segment: int, blocks: Sequence[int]) -> None:
-        if self._recycled.known_zero:
-            return
-        for first, count in runs(blocks):
-            offset = self._offset(segment, first)
-            self._image.zero(offset, min(count * BLOCK_BYTES, self._image.size_bytes - offset))
+        self._image.zero(self._offset(segment, 0), blocks)
 
     # — bookkeeping —
 
