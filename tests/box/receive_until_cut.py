@@ -75,7 +75,7 @@ class _World:
     def store(self, owners: OwnerSource) -> Store:
         if self._settings.kind == "lvm":
             return LvmStore(GROUPS, command.run, link_timeout_seconds=120)
-        return DirectoryStore(self._settings.store, owners, fstab="/nonexistent")
+        return DirectoryStore(self._settings.store, owners, fstab="/dev/null")
 
     def images(self) -> Dict[str, bytes]:
         paths = self._images.glob("*" if self._settings.kind == "lvm" else "*.raw")
