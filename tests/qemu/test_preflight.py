@@ -10,8 +10,9 @@ import os
 import re
 import socket
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, Iterator, Tuple
+from typing import Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -137,43 +138,67 @@ def test_what_this_host_lacks_is_named_before_the_boot_with_what_to_do(
     assert hypervisor.active() == ()
 
 
-BARE = """
-mount --bind /dev/null /dev/kvm 2>/dev/null || :
+WITHOUT_KVM = "mount --bind /dev/null /dev/kvm 2>/dev/null || :"
+WITHOUT_PACKAGES = """
 mount --bind /dev/null /usr/bin/swtpm
 mount -t tmpfs tmpfs /usr/share/OVMF
 mount -t tmpfs tmpfs /usr/share/qemu/firmware
 """
 
 
+@contextmanager
+def bare(prepare: str) -> Iterator[PrivateLibvirt]:
+    """A host that lacks something."""
+    if os.geteuid() != 0:
+        pytest.skip("a private libvirtd needs root")
+    with tempfile.TemporaryDirectory(prefix="adr-", ignore_cleanup_errors=True) as folder:
+        with PrivateLibvirt(Path(folder), prepare=prepare) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def without_packages() -> Iterator[PrivateLibvirt]:
+    with bare(WITHOUT_PACKAGES) as running:
+        yield running
+
+
+def missing(
+    before: str, after: str, text: str, box: FilledBox, libvirt: PrivateLibvirt, capsys: pytest.CaptureFixture[str]
+) -> List[Dict[str, str]]:
+    """What is said to be missing for a definition with this change."""
+    assert before in text
+    (box.definitions / "Web.xml").write_text(text.replace(before, after, 1))
+    code, server = check(box, libvirt, capsys)
+    problems = server["problems"]
+    assert (code, server["state"]) == (1, "blocked")
+    assert isinstance(problems, list)
+    return problems
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said", "advice"),
     [
-        ("type='qemu'", "type='kvm'", "KVM is not available here", "load kvm_intel or kvm_amd"),
         (SERIAL, "<tpm><backend type='emulator' version='2.0'/></tpm>", "no TPM emulator", "apt install swtpm"),
         ("<os>", "<os firmware='efi'>", "no UEFI firmware on this host", "apt install ovmf"),
     ],
 )
 def test_what_is_not_installed_is_named_with_its_package(
-    before: str, after: str, said: str, advice: str, text: str, box: FilledBox, bare: PrivateLibvirt,
+    before: str, after: str, said: str, advice: str, text: str, box: FilledBox, without_packages: PrivateLibvirt,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert before in text
-    (box.definitions / "Web.xml").write_text(text.replace(before, after, 1))
-    code, server = check(box, bare, capsys)
-    problems = server["problems"]
-    assert (code, server["state"]) == (1, "blocked")
-    assert isinstance(problems, list)
+    problems = missing(before, after, text, box, without_packages, capsys)
     assert any(said in one["text"] and advice in one["advice"] for one in problems), problems
 
 
-@pytest.fixture(scope="module")
-def bare() -> Iterator[PrivateLibvirt]:
-    """A host on which hardly anything is installed."""
-    if os.geteuid() != 0:
-        pytest.skip("a private libvirtd needs root")
-    with tempfile.TemporaryDirectory(prefix="adr-", ignore_cleanup_errors=True) as folder:
-        with PrivateLibvirt(Path(folder), prepare=BARE) as running:
-            yield running
+def test_a_host_without_kvm_is_named_with_the_module_to_load(
+    text: str, box: FilledBox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A libvirtd of its own: one whose /dev/kvm does not work asks QEMU again and again what it can do.
+    with bare(WITHOUT_KVM) as libvirt:
+        problems = missing("type='qemu'", "type='kvm'", text, box, libvirt, capsys)
+    assert any(
+        "KVM is not available here" in one["text"] and "load kvm_intel or kvm_amd" in one["advice"] for one in problems
+    ), problems
 
 
 @pytest.mark.parametrize("row", sorted(WARNINGS))
