@@ -40,12 +40,19 @@ class Footing(Protocol):
         """Put it in place; return the XML to boot. Called once the server is marked. Raise AnvilDrError."""
         ...
 
+    def undo(self, planned: PlannedServer) -> None:
+        """It was never booted: take away what would be taken for something that it wrote. Raise AnvilDrError."""
+        ...
+
 
 class AsPlanned:
     """A footing for servers that need nothing but their images."""
 
     def prepare(self, planned: PlannedServer) -> str:
         return planned.draft.xml or ""
+
+    def undo(self, planned: PlannedServer) -> None:
+        pass
 
 
 class Observer(Protocol):
@@ -199,8 +206,8 @@ class _Boots:
             boot.work.result()
         except AnvilDrError as error:
             if self._is_off(boot.server):
-                self._marker.undo(boot.planned)
-                self._end(boot, "failed", str(error), f"correct it, then: anvil-activate-dr --server {boot.server}")
+                said = f"{error}{self._undo(boot.planned)}"
+                self._end(boot, "failed", said, f"correct it, then: anvil-activate-dr --server {boot.server}")
             else:
                 advice = f"look for yourself: virsh domstate {boot.server}; it stays marked as activated"
                 self._end(boot, "failed", f"{error}; and yet it may be running", advice)
@@ -208,6 +215,16 @@ class _Boots:
         boot.booted_at = self._now()
         boot.outcome = Outcome(boot.server, booted_seconds=self._seconds())
         self._say(boot, "running")
+
+    def _undo(self, planned: PlannedServer) -> str:
+        """Leave it as if nobody had tried; what to add to the error where that is impossible."""
+        try:
+            self._footing.undo(planned)
+        except AnvilDrError as error:
+            # It stays marked: what is left of it is given back as if it had run.
+            return f"; and {error}; no job writes over it until: anvil-activate-dr --release {planned.server} --discard"
+        self._marker.undo(planned)
+        return ""
 
     def _is_off(self, server: str) -> bool:
         """True if it certainly does not run: a connection that breaks in a boot does not take the guest with it."""

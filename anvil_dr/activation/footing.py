@@ -7,7 +7,7 @@ store and the state.
 from __future__ import annotations
 
 import logging
-from typing import Callable, Dict, Mapping, Optional, Tuple
+from typing import Callable, Dict, Mapping, Optional, Set, Tuple
 
 from anvil_dr.activation import boot_firmware, boot_images, boot_xml
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
@@ -38,6 +38,8 @@ class Ground:
     ) -> None:
         self._store, self._state, self._overlays, self._places = store, state, overlays, places
         self._now, self._on_overlays = now, on_overlays
+        self._made: Set[str] = set()
+        """Servers whose overlays are from this activation: nothing has been written to them before."""
 
     def prepare(self, planned: PlannedServer) -> str:
         draft = planned.draft
@@ -58,6 +60,12 @@ class Ground:
         boot_firmware.put_in_place(self._places, planned.server, needs, record, ran_before=ran_before)
         return with_overlay_set(xml, made, dict(draft.disk_paths))
 
+    def undo(self, planned: PlannedServer) -> None:
+        """Overlays that nothing was written to would be taken for what the server wrote. Older ones stay."""
+        if planned.server in self._made:
+            self._overlays.remove(planned.server)
+            self._made.discard(planned.server)
+
     def _take_back(self, server: str, needs: Requirements, left: ImageSet) -> None:
         """What it made of the firmware state of the set that it ran from until now, before another set's replaces it.
 
@@ -75,6 +83,7 @@ class Ground:
         if not isinstance(sequence, int):
             raise StoreError(f"set {sequence} of {planned.server} is not complete")
         made = self._overlays.make(planned.server, sequence, self._now(), images)
+        self._made.add(planned.server)
         needs = planned.draft.needs
         kept = boot_firmware.kept_with(self._places, chosen.record)
         if needs is not None and needs.nvram is not None and "nvram" in kept:

@@ -10,7 +10,7 @@ import pytest
 
 from anvil_dr.activation.boot import WATCH_SECONDS, AsPlanned, Footing, Phase, execute
 from anvil_dr.activation.boot_plan import BootPlan, Draft, Outcome, PlannedServer
-from anvil_dr.errors import AnvilDrError, StateError
+from anvil_dr.errors import AnvilDrError, StateError, StoreError
 from anvil_dr.model import ImageSet, Owner, StoredImage
 from anvil_dr.ports import DomainState
 from anvil_dr.preflight.findings import problem
@@ -206,15 +206,40 @@ def test_whoever_stops_it_leaves_what_runs_running_and_starts_nothing_more() -> 
 class Broken:
     """A footing that nothing stands on."""
 
+    def __init__(self, undo_error: str = "") -> None:
+        self.undo_error, self.undone = undo_error, 0
+
     def prepare(self, planned: PlannedServer) -> str:
         raise StateError("no UEFI variables")
+
+    def undo(self, planned: PlannedServer) -> None:
+        self.undone += 1
+        if self.undo_error:
+            raise StoreError(self.undo_error)
+
+
+class Standing(Broken):
+    """One that everything stands on."""
+
+    def prepare(self, planned: PlannedServer) -> str:
+        return planned.draft.xml or ""
 
 
 def test_what_cannot_be_put_in_place_keeps_a_server_down_and_unmarked() -> None:
     hypervisor = FakeHypervisor()
-    marks = Marks(hypervisor)
-    found = outcomes(server("A"), hypervisor=hypervisor, marks=marks, footing=Broken())
+    marks, footing = Marks(hypervisor), Broken()
+    found = outcomes(server("A"), hypervisor=hypervisor, marks=marks, footing=footing)
     assert (found["A"].error, marks.activated, hypervisor.booted) == ("no UEFI variables", {}, [])
+    assert footing.undone == 1
+
+
+def test_what_cannot_be_taken_away_after_a_failed_boot_is_told_with_the_way_out_and_stays_marked() -> None:
+    hypervisor = FakeHypervisor()
+    marks = Marks(hypervisor)
+    found = outcomes(server("A"), hypervisor=hypervisor, marks=marks, footing=Broken("its overlays stay"))
+    assert found["A"].error is not None and "no UEFI variables; and its overlays stay" in found["A"].error
+    assert "anvil-activate-dr --release A --discard" in found["A"].error
+    assert "A" in marks.activated
 
 
 def test_a_server_that_is_blocked_is_not_booted() -> None:
@@ -242,8 +267,9 @@ def test_a_server_that_was_never_booted_is_not_left_marked() -> None:
 def test_a_server_that_may_have_come_up_although_its_boot_failed_stays_marked() -> None:
     silent = FakeHypervisor(refused={"A": "no"}, unreachable=True)
     for hypervisor in (FakeHypervisor(lost={"A": "broken pipe"}), silent):
-        marks = Marks(hypervisor)
-        found = outcomes(server("A"), hypervisor=hypervisor, marks=marks)["A"]
+        marks, footing = Marks(hypervisor), Standing()
+        found = outcomes(server("A"), hypervisor=hypervisor, marks=marks, footing=footing)["A"]
+        assert footing.undone == 0
         assert found.error is not None and "it may be running" in found.error
         assert "virsh domstate A" in found.advice
         assert "A" in marks.activated

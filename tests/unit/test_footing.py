@@ -1,9 +1,10 @@
-"""What is in place under a server that is booted from another set than it ran from before."""
+"""What is in place under a server that is booted: another set than it ran from before, or overlays."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Tuple
 
 from anvil_dr import firmware
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
@@ -13,6 +14,7 @@ from anvil_dr.activation.overlays import Overlays
 from anvil_dr.command import run
 from anvil_dr.cycling import sets
 from anvil_dr.definition import requirements
+from anvil_dr.ports import Completed
 from anvil_dr.records.state import State
 from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.filled_box import FilledBox
@@ -48,3 +50,39 @@ def test_another_set_is_booted_with_its_own_firmware_state_and_the_former_one_ke
         nvram.write_text("changed by the guest of set 2")
         ground.prepare(PlannedServer(other))
         assert nvram.read_text() == "changed by the guest of set 2"
+
+
+def touch(argv: Tuple[str, ...], **unused: Any) -> Completed:
+    """qemu-img create, whose overlays are empty."""
+    Path(argv[-1]).touch()
+    return Completed(argv, b"", b"")
+
+
+def test_overlays_of_a_boot_that_failed_are_taken_away_and_those_that_it_ran_on_before_stay(tmp_path: Path) -> None:
+    box, disk = FilledBox(tmp_path / "box"), tmp_path / "Web01_0.img"
+    disk.write_bytes(b"disk")
+    (path,) = box.receive("Web01", [disk])
+    xml = (
+        "<domain type='kvm'><name>Web01</name><memory>1</memory><devices><disk type='file' device='disk'>"
+        f"<driver name='qemu' type='raw'/><source file='{path}'/><target dev='vda'/></disk></devices></domain>"
+    )
+    places = FirmwarePlaces(str(box.state), str(box.definitions), str(tmp_path / "swtpm"))
+    with State.open(str(box.state)) as state:
+        store = DirectoryStore(str(box.images), state.owners)
+        (newest,) = sets.assemble(store.images(), state.set_records())
+        overlays = Overlays(str(tmp_path / "overlays"), touch)
+        draft = Draft("Web01", "", newest, needs=requirements(xml), xml=xml, disk_paths=(("Web01_0", str(path)),))
+
+        def ground() -> Ground:
+            return Ground(store, state, overlays, places, lambda: "now", on_overlays=True)
+
+        failed = ground()
+        assert "Web01_0.qcow2" in failed.prepare(PlannedServer(draft))
+        failed.undo(PlannedServer(draft))
+        assert overlays.of("Web01") is None
+
+        ground().prepare(PlannedServer(draft))
+        again = ground()
+        again.prepare(PlannedServer(draft))
+        again.undo(PlannedServer(draft))
+        assert overlays.of("Web01") is not None
