@@ -83,8 +83,11 @@ class Store(Protocol):
         """In the order of the configuration. Raise StoreError."""
         ...
 
-    def images(self) -> Tuple[StoredImage, ...]:
-        """Every image that belongs to a known owner. Raise StoreError."""
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
+        """Every image that belongs to a known owner, or to this server. Raise StoreError.
+
+        An image that cannot be looked at is left out, unless its server was asked for: then it's an error.
+        """
         ...
 
     def path(self, owner: Owner, sequence: Sequence) -> str:

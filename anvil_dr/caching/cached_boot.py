@@ -67,10 +67,11 @@ class StoreWithCached:
     def locations(self) -> Tuple[Location, ...]:
         return self._store.locations()
 
-    def images(self) -> Tuple[StoredImage, ...]:
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
         """Those that are there now. Raise StoreError."""
-        there = [one.image for one in self._lying.values() if one.file in one.drive.images()]
-        return (*self._store.images(), *there)
+        asked = [one for one in self._lying.values() if server in (None, one.image.owner.server)]
+        there = [one.image for one in asked if one.file in one.drive.images(server)]
+        return (*self._store.images(server), *there)
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
         cached = next((one for one in self._lying.values() if one.image.owner == owner), None)
@@ -159,7 +160,7 @@ def _images(
                 f"mount -o nosuid,nodev,noexec {drive.device} /mnt; then type the same again"
             )
         files = store_in(drive.mountpoint)
-        of_disk = {image.sequence: image for image in files.images() if image.owner == Owner(cached.server, one.disk)}
+        of_disk = {image.sequence: image for image in files.images(cached.server) if image.owner.disk == one.disk}
         file = of_disk.get(INCOMPLETE) or of_disk.get(1)
         if file is None or file.size_bytes < one.size_bytes:
             raise StoreError(f"the image of disk {one.disk} is not on {device} any more")

@@ -173,7 +173,7 @@ def _files(target: Target, cached: CachedSet, held: ExitStack) -> _Files:
         owner = Owner(cached.server, one.disk)
         # No job puts an image on a drive where one of that disk is remembered: it is ours, renamed already or not.
         with blamed_on(folder):
-            found = {image.sequence: image for image in folder.store.images() if image.owner == owner}
+            found = {image.sequence: image for image in folder.store.images(cached.server) if image.owner == owner}
         image = None if cached.carried else found.get(INCOMPLETE)
         image = image or found.get(1)
         if image is not None:

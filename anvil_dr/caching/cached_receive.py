@@ -151,7 +151,8 @@ class CachedReceiver(ServerReceiver):
         """The file that this disk goes into: what is left of a job that broke, or a new one."""
         owner = Owner(self._offer.name, offer.name)
         folder.check()
-        left = [one for one in folder.store.images() if one.owner == owner and one.sequence == INCOMPLETE]
+        there = folder.store.images(self._offer.name)
+        left = [one for one in there if one.owner == owner and one.sequence == INCOMPLETE]
         if left:
             image, fresh = left[0], False
             if image.size_bytes != offer.size_bytes:

@@ -98,6 +98,7 @@ def _look(
     if target.cache_drives is None:
         return (), {}, []
     ours = _owners(offers)
+    servers = sorted({owner.server for owner in ours})
     drives: List[CacheDrive] = []
     present: _Present = {}
     try:
@@ -111,7 +112,7 @@ def _look(
             with target.cache_drives.use(drive) as folder:
                 folder.check()
                 _clear(target, folder, ours, remembered)
-                for image in folder.store.images():
+                for image in (one for server in servers for one in folder.store.images(server)):
                     waits = drive.identity in remembered.get(image.owner, ())
                     if image.owner in ours and (copied_first if waits else image.sequence == INCOMPLETE):
                         # What is a hole in it takes its space only when it is written.

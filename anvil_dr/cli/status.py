@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
@@ -20,7 +21,7 @@ from anvil_dr import words
 from anvil_dr.caching import cached_sets
 from anvil_dr.cli import run_command, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
-from anvil_dr.errors import StateError
+from anvil_dr.errors import AnvilDrError, StateError
 from anvil_dr.model import CacheDrive
 from anvil_dr.records.state import State
 from anvil_dr.status import inquiry, status, status_json, status_text
@@ -55,6 +56,8 @@ def _show(path: str, *, as_json: bool, check: bool) -> int:
     config = configuration.load(path)
     state, problems = _open_state(config)
     store = wiring.open_store(config, state)
+    with suppress(AnvilDrError):  # what is wrong with the whole store is found again
+        problems += wiring.damaged_images(store)
     seen = observe(
         config,
         store,

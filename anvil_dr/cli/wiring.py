@@ -44,9 +44,14 @@ def open_store_in_reach(config: Config, state: Optional[State]) -> Tuple[Store, 
         return store.in_reach()
     try:
         store.check()
+        return store, damaged_images(store)
     except StoreError as error:
         return store, (str(error),)
-    return store, ()
+
+
+def damaged_images(store: Store) -> Tuple[str, ...]:
+    """In words, which images cannot even be looked at, and so are not among the others. Raise StoreError."""
+    return store.damaged() if isinstance(store, DirectoryStore) else ()
 
 
 def open_cache_drives(config: Config, state: Optional[State]) -> Optional[RealCacheDrives]:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def images_of(store: Store, server: str) -> Tuple[StoredImage, ...]:
     """What the store has of one server. Raise StoreError."""
-    return tuple(image for image in store.images() if image.owner.server == server)
+    return store.images(server)
 
 
 def carry_out(

@@ -61,10 +61,7 @@ class Recovery:
 
 def look(target: Target) -> Tuple[Unfinished, ...]:
     """What `recover` would resolve, oldest first. Changes nothing. Raise StoreError, StateError."""
-    return tuple(
-        Unfinished(entry, cycle.left_of(target.store, entry), None if entry.readable else entry.failure)
-        for entry in target.state.pending()
-    )
+    return tuple(_look(target, entry) for entry in target.state.pending())
 
 
 def recover(target: Target) -> Recovery:
@@ -81,10 +78,20 @@ def recover(target: Target) -> Recovery:
     return Recovery(plans, jobs, owners)
 
 
+def _look(target: Target, entry: JournalEntry) -> Unfinished:
+    """One of them. An image that cannot be looked at stops the plans of its own server only."""
+    try:
+        return Unfinished(entry, cycle.left_of(target.store, entry), None if entry.readable else entry.failure)
+    except StoreError as error:
+        return Unfinished(entry, problem=str(error))
+
+
 def _finished(target: Target, one: Unfinished) -> Unfinished:
     entry = one.entry
     log.warning("resolving what was begun server=%s purpose=%s entry=%d", entry.server, entry.purpose, entry.id)
     try:
+        if one.problem is not None and entry.readable:
+            raise StoreError(one.problem)
         if one.steps and entry.purpose != "publish":
             if entry.server in target.state.activations():
                 raise ServerActivatedError(entry.server)

@@ -143,7 +143,7 @@ class DriveSender:
     def _begin(self, server: OutgoingServer, disk: OutgoingDisk) -> StoredImage:
         """The file to write: what is there of an earlier job, or a new one. Raise StoreError, StoreFullError."""
         owner = Owner(server.name, disk.name)
-        there = {image.sequence: image for image in self._store.images() if image.owner == owner}
+        there = {image.sequence: image for image in self._store.images(server.name) if image.owner == owner}
         image = there.get(INCOMPLETE)
         if image is not None and 1 in there:
             self._store.remove(there[1])

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _MODE: Final = 0o600
 # O_NONBLOCK, or a fifo with an image's name would block the open until somebody writes to it.
 _OPEN_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+# What an error of open(2) says of this process, and not of the file.
+_OWN_FAULTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 
 
@@ -67,18 +69,22 @@ class DirectoryStore:
         size_bytes, free_bytes = facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize
         return (Location(self._directory, size_bytes, free_bytes, extent_bytes=1),)
 
-    def images(self) -> Tuple[StoredImage, ...]:
-        """Every regular file that has the name of a known owner's image. Raise StoreError."""
-        found: List[StoredImage] = []
-        with self._open_directory() as directory:
-            for name, (owner, sequence) in sorted(naming.match_files(self._list(directory), self._owners()).items()):
-                fd = self._look(directory, name)
-                if fd is not None:
-                    try:
-                        found.append(self._image(owner, sequence, fd))
-                    finally:
-                        os.close(fd)
-        return tuple(found)
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
+        """Every regular file that has the name of a known owner's image, or of this server's. Raise StoreError.
+
+        One that cannot be looked at, as with a bad sector under its inode, is an error for whoever asks for its
+        server, and for nobody else as long as there are others.
+        """
+        found, damaged = self._survey(server)
+        for error in damaged:
+            if server is not None or not found:
+                raise error
+            log.warning("an image is left out: %s", error)
+        return found
+
+    def damaged(self) -> Tuple[str, ...]:
+        """In words, which images cannot be looked at. Raise StoreError."""
+        return tuple(str(error) for error in self._survey(None)[1])
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
         """The file's path. No I/O."""
@@ -200,7 +206,7 @@ class DirectoryStore:
 
     @contextmanager
     def _open_directory(self) -> Iterator[int]:
-        """A descriptor of the directory."""
+        """A descriptor of the directory. What the block cannot do there is a StoreError."""
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -216,15 +222,19 @@ class DirectoryStore:
                     "is right as it is now: systemctl restart anvil-dr-target"
                 )
             yield fd
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from error
         finally:
             os.close(fd)
 
     @contextmanager
     def _open(self, image: StoredImage, flags: int) -> Iterator[int]:
-        """A descriptor of the image's file, closed at the end. Raise StoreError."""
+        """A descriptor of the image's file, closed at the end. What the block cannot do with it is a StoreError."""
         fd = self._open_fd(image, flags)
         try:
             yield fd
+        except OSError as error:
+            raise self._failure("look at", os.path.basename(image.path), error) from error
         finally:
             os.close(fd)
 
@@ -236,22 +246,44 @@ class DirectoryStore:
                 fd = os.open(name, flags | _OPEN_FLAGS, dir_fd=directory)
             except OSError as error:
                 raise self._failure("open", name, error) from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode) or _identity(fd) != image.identity:
-            os.close(fd)
-            raise StoreError(f"{self._join(name)} is not the image it was", store=self._directory, image=name)
-        return fd
-
-    def _look(self, directory: int, name: str) -> Optional[int]:
-        """A descriptor of one file, for looking at it; None if it is not a regular one, or has gone meanwhile."""
         try:
-            if stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                return os.open(name, os.O_RDONLY | _OPEN_FLAGS, dir_fd=directory)
-        except FileNotFoundError:  # renamed or removed since the directory was listed
-            return None
+            if stat.S_ISREG(os.fstat(fd).st_mode) and _identity(fd) == image.identity:
+                return fd
         except OSError as error:
-            raise self._failure("look at", name, error) from error
-        log.warning("not an image, ignored: path=%s reason=%r", self._join(name), "not a regular file")
-        return None
+            os.close(fd)
+            raise self._failure("open", name, error) from error
+        os.close(fd)
+        raise StoreError(f"{self._join(name)} is not the image it was", store=self._directory, image=name)
+
+    def _survey(self, server: Optional[str]) -> Tuple[Tuple[StoredImage, ...], Tuple[StoreError, ...]]:
+        """The images of one server, or of all, and what is wrong with those that cannot be looked at."""
+        found: List[StoredImage] = []
+        damaged: List[StoreError] = []
+        with self._open_directory() as directory:
+            for name, (owner, sequence) in sorted(naming.match_files(self._list(directory), self._owners()).items()):
+                if server not in (None, owner.server):
+                    continue
+                try:
+                    found += self._look(directory, name, owner, sequence)
+                except OSError as error:
+                    if error.errno in _OWN_FAULTS:
+                        raise self._failure("look at", name, error) from error
+                    damaged.append(self._failure("look at", name, error, "; repair its file system, or remove it"))
+        return tuple(found), tuple(damaged)
+
+    def _look(self, directory: int, name: str, owner: Owner, sequence: Sequence) -> Tuple[StoredImage, ...]:
+        """The image in one file; none if it is not a regular one, or has gone meanwhile. Raise OSError."""
+        try:
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                log.warning("not an image, ignored: path=%s reason=%r", self._join(name), "not a regular file")
+                return ()
+            fd = os.open(name, os.O_RDONLY | _OPEN_FLAGS, dir_fd=directory)
+        except FileNotFoundError:  # renamed or removed since the directory was listed
+            return ()
+        try:
+            return (self._image(owner, sequence, fd),)
+        finally:
+            os.close(fd)
 
     def _list(self, directory: int) -> List[str]:
         try:
@@ -291,9 +323,9 @@ class DirectoryStore:
     def _error(self, reason: str) -> StoreError:
         return StoreError(f"store {self._directory}: {reason}", store=self._directory)
 
-    def _failure(self, action: str, name: str, error: OSError) -> StoreError:
+    def _failure(self, action: str, name: str, error: OSError, advice: str = "") -> StoreError:
         reason = error.strerror or str(error)
-        return StoreError(f"cannot {action} {self._join(name)}: {reason}", store=self._directory, image=name)
+        return StoreError(f"cannot {action} {self._join(name)}: {reason}{advice}", store=self._directory, image=name)
 
 
 def _identity(fd: int) -> str:

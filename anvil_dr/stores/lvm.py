@@ -111,13 +111,13 @@ class LvmStore:
             for group in self._lvm.groups()
         )
 
-    def images(self) -> Tuple[StoredImage, ...]:
-        """Every volume with our tags whose name is one of its owner's. Raise StoreError.
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
+        """Every volume with our tags whose name is one of its owner's, or of this server's. Raise StoreError.
 
         After a crash in the middle of a replacement there can be two incomplete images of one owner, in two groups.
         """
         found = (self._image(volume) for volume in self._lvm.volumes())
-        return tuple(image for image in found if image is not None)
+        return tuple(image for image in found if image is not None and server in (None, image.owner.server))
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
         """The link that our udev rule makes. No I/O."""

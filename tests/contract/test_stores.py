@@ -14,7 +14,7 @@ from anvil_dr import naming
 from anvil_dr.errors import ImageInUseError, ImageIOError, ImageNameError, StoreError, StoreFullError
 from anvil_dr.model import INCOMPLETE, Owner
 from anvil_dr.ports import Image
-from tests.contract.labs import MAIL, WEB, DirectoryLab, Lab, MemoryLab
+from tests.contract.labs import MAIL, STRANGER, WEB, DirectoryLab, Lab, MemoryLab
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -67,6 +67,13 @@ def test_an_image_goes_through_its_names_with_one_identity_and_its_bytes(place: 
     store.remove(renamed)
 
     assert place.store().images() == ()
+
+
+def test_of_one_server_only_its_own_images_are_listed(place: Lab) -> None:
+    store = place.store()
+    web, mail = store.create(WEB, SIZE, place.location), store.create(MAIL, SIZE, place.location)
+    assert (store.images(WEB.server), store.images(MAIL.server)) == ((web,), (mail,))
+    assert store.images(STRANGER.server) == ()
 
 
 def test_the_path_that_definitions_say_leads_to_the_image_of_that_sequence(place: Lab) -> None:

@@ -61,12 +61,12 @@ class MemoryStore:
             for place in self.places
         )
 
-    def images(self) -> Tuple[StoredImage, ...]:
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
         owners = None if self.known is None else set(self.known())
         return tuple(
             self._stored(identity)
             for identity, one in self.held.items()
-            if owners is None or one.owner in owners
+            if (owners is None or one.owner in owners) and server in (None, one.owner.server)
         )
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
@@ -333,9 +333,9 @@ class FatefulStore:
         self._fate.watch()
         return self._store.locations()
 
-    def images(self) -> Tuple[StoredImage, ...]:
+    def images(self, server: Optional[str] = None) -> Tuple[StoredImage, ...]:
         self._fate.watch()
-        return self._store.images()
+        return self._store.images(server)
 
     def path(self, owner: Owner, sequence: Sequence) -> str:
         return self._store.path(owner, sequence)

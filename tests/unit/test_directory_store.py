@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from pathlib import Path
-from typing import List
+from typing import Callable, List
 
 import pytest
 
@@ -15,6 +16,7 @@ from anvil_dr.errors import ImageInUseError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.stores import qemu_lock
 from anvil_dr.stores.directory import DirectoryStore
+from tests.doubles.bad_inode import unopenable
 
 WEB = Owner("Web01", "Web01_0")
 NEWEST, NEW = naming.file_name(WEB, 1), naming.file_name(WEB, INCOMPLETE)
@@ -73,6 +75,57 @@ def test_another_file_with_the_name_of_an_image_is_not_that_image(tmp_path: Path
     with pytest.raises(StoreError, match="not the image it was"):
         store_in(tmp_path).remove(image)
     assert Path(image.path).exists()
+
+
+def test_an_image_that_cannot_be_opened_is_an_error_for_its_own_server_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mail = Owner("Mail01", "Mail01_0")
+    store = DirectoryStore(str(tmp_path), lambda: [WEB, mail])
+    other = store.create(mail, SIZE, str(tmp_path))
+    image = store.create(WEB, SIZE, str(tmp_path))
+    with unopenable(image.path):
+        assert store.images() == store.images("Mail01") == (other,)
+        assert f"an image is left out: cannot look at {image.path}" in caplog.text
+        (said,) = store.damaged()
+        assert image.path in said and said.endswith("repair its file system, or remove it")
+        with pytest.raises(StoreError, match=image.path):
+            store.images("Web01")
+    assert (store.images("Web01"), store.damaged()) == ((image,), ())
+
+
+def test_where_no_image_at_all_can_be_opened_the_store_is_the_problem(tmp_path: Path) -> None:
+    image = newest_in(tmp_path)
+    with unopenable(image.path), pytest.raises(StoreError, match="cannot look at"):
+        store_in(tmp_path).images()
+
+
+def fail(*unused: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "use"),
+    [
+        (qemu_lock, "writes", lambda store, image: store.users([image])),
+        (qemu_lock, "take", lambda store, image: store.open(image, writable=True)),
+        (os, "fstatvfs", lambda store, image: store.check()),
+        (os, "fstatvfs", lambda store, image: store.locations()),
+        (os, "ftruncate", lambda store, image: store.resize(image, 1)),
+        (os, "ftruncate", lambda store, image: store.create(Owner("Web01", "new"), 1, image.location)),
+    ],
+)
+def test_what_the_file_system_refuses_is_an_error_of_the_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: object,
+    name: str,
+    use: Callable[[DirectoryStore, StoredImage], object],
+) -> None:
+    image = newest_in(tmp_path)
+    monkeypatch.setattr(module, name, fail)
+    with pytest.raises(StoreError, match=f"{tmp_path}.*: No locks available"):
+        use(store_in(tmp_path), image)
 
 
 def test_a_directory_that_is_missing_or_is_none_fails_the_check_with_its_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from anvil_dr.errors import ServerActivatedError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, Rename
 from anvil_dr.receiving import recover
 from anvil_dr.sending.job import JobOutcome
+from tests.doubles.bad_inode import unopenable
 from tests.doubles.memory_store import Died, Fate
 from tests.doubles.mortal_box import DirectoryWorld, MemoryWorld, MortalBox
 from tests.doubles.provenance import Checker, Push
@@ -102,6 +103,19 @@ def test_a_plan_that_cannot_be_finished_stops_its_own_server_only_until_it_can(b
     assert "Web01_Web01_0_2.raw" in error_of(box.receive())
     assert box.receive("Db01").succeeded
     obstacle.unlink()
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 6), (2, 2)]
+
+
+def test_an_image_that_cannot_be_opened_stops_the_plans_and_jobs_of_its_own_server_only(box: Box) -> None:
+    box.die("rename Web01_Web01_1_2 incomplete")
+    image = box.folder / "store" / "Web01_Web01_0_1.raw"
+    with unopenable(image):
+        with box.process() as target:
+            (one,) = recover.recover(target).plans
+        assert f"cannot look at {image}" in str(one.problem)
+        assert f"cannot look at {image}" in error_of(box.receive())
+        assert box.receive("Db01").succeeded
     assert box.receive().succeeded
     assert box.sets() == [(1, 6), (2, 2)]
 

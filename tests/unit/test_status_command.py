@@ -28,6 +28,7 @@ from anvil_dr.status import inquiry, observation
 from anvil_dr.status.status import Observation, WaitingSet, assess
 from anvil_dr.wire.channel import Channel, frame_buffer
 from anvil_dr.wire.protocol import Error, Hello, Kind, Message, RunningJobReport, Status, decode
+from tests.doubles.bad_inode import unopenable
 from tests.doubles.dr_box import DrBox, Node
 from tests.doubles.memory_store import MemoryStore
 
@@ -259,6 +260,16 @@ def test_a_missing_store_is_a_problem_and_all_else_is_still_seen(box: Config) ->
     assert len(seen.problems) == 1, "one cause is told once"
 
 
+def test_an_image_that_cannot_be_opened_is_a_problem_and_the_others_are_shown(box: Config, tmp_path: Path) -> None:
+    damaged = tmp_path / "store" / naming.file_name(WEB01, 2)
+    damaged.write_bytes(b"rotten below")
+    with unopenable(damaged):
+        code, said, problems = run(tmp_path, "--json")
+    assert code == 1
+    assert f"cannot look at {damaged}" in problems
+    assert [one["sequence"] for one in json.loads(said)["servers"][0]["sets"]] == [1]
+
+
 def test_a_check_that_fails_makes_the_stores_answers_worthless(box: Config) -> None:
     def check() -> None:
         raise StoreError("store /srv/dr: its file system is not mounted")
@@ -269,7 +280,7 @@ def test_a_check_that_fails_makes_the_stores_answers_worthless(box: Config) -> N
 
 def test_groups_that_cannot_be_asked_are_a_problem_too(box: Config) -> None:
     class Broken(MemoryStore):
-        def images(self) -> Any:
+        def images(self, server: Any = None) -> Any:
             raise CommandError(("lvs",), 5, b"", b"no such group")
 
     store = Broken()
