@@ -5,8 +5,9 @@ Reads the store, the overlays, the state and the firmware state; changes nothing
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
-from typing import Iterator, Mapping, Optional, Tuple
+from typing import Final, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr import definition, definition_files
 from anvil_dr.activation import boot_firmware
@@ -14,11 +15,17 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cycling import sets
 from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, UsageError
-from anvil_dr.model import ImageRecord, ImageSet, StoredImage
+from anvil_dr.model import ImageSet, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import OutgoingDisk, OutgoingServer, Source
 from anvil_dr.sending.source import open_source
+
+log = logging.getLogger(__name__)
+
+_SECTOR_BYTES: Final = 512
+"""A guest sees whole sectors, so QEMU may write a file's last one whole."""
+_CHUNK_BYTES: Final = 1 << 20
 
 
 class Part:
@@ -62,7 +69,10 @@ class Part:
 def outgoing(
     server: str, store: Store, state: State, overlays: Overlays, places: FirmwarePlaces
 ) -> OutgoingServer:
-    """The server as it ran here, off now. Raise UsageError, ImageInUseError, SourceError, StoreError, StateError."""
+    """The server as it ran here, off now.
+
+    Raise UsageError, ImageInUseError, SourceError, StoreError, StateError, ImageIOError.
+    """
     activation = state.activations().get(server)
     if activation is None:
         raise UsageError(
@@ -86,21 +96,50 @@ def outgoing(
     except DefinitionError as error:
         raise DefinitionError(f"{file.path}: {file.problem or error}", server=server) from error
 
+    extents = {place.name: place.extent_bytes for place in store.locations()}
+
     def firmware() -> Mapping[str, bytes]:
         return boot_firmware.as_it_is(places, needs)
 
     return OutgoingServer(
         name=server,
         definition=file.xml,
-        disks=tuple(_disk(image, ran_from) for image in ran_from.images),
+        disks=tuple(_disk(image, ran_from, extents.get(image.location, 1)) for image in ran_from.images),
         keep_off=nullcontext,
         firmware=firmware(),
         read_firmware=firmware,
     )
 
 
-def _disk(image: StoredImage, one: ImageSet) -> OutgoingDisk:
-    remembered = {each.identity: each for each in one.record.images} if one.record is not None else {}
-    record: Optional[ImageRecord] = remembered.get(image.identity)
-    size_bytes = record.size_bytes if record is not None else image.size_bytes
+def _disk(image: StoredImage, one: ImageSet, extent_bytes: int) -> OutgoingDisk:
+    received = {each.identity: each.size_bytes for each in one.record.images} if one.record is not None else {}
+    size_bytes = received.get(image.identity, image.size_bytes)
+    if _has_more(image, size_bytes, max(extent_bytes, _SECTOR_BYTES)):
+        log.info(
+            "disk is larger than it was received server=%s disk=%s bytes=%d received_bytes=%d",
+            one.server, image.owner.disk, image.size_bytes, size_bytes,
+        )  # fmt: skip
+        size_bytes = image.size_bytes
     return OutgoingDisk(image.owner.disk, image.path, size_bytes, lambda: Part(open_source(image.path), size_bytes))
+
+
+def _has_more(image: StoredImage, received_bytes: int, unit_bytes: int) -> bool:
+    """True if the server has more of this disk than what was received. Raise SourceError, ImageIOError.
+
+    Because it was made larger here by a whole unit or more; or because the guest wrote into what is there because units
+    are whole, which was all zeros: it sees that too, and some guests grow into it by themselves.
+    """
+    if image.size_bytes - received_bytes >= unit_bytes:
+        return True
+    if image.size_bytes <= received_bytes:
+        return False
+    source = open_source(image.path)
+    try:
+        for start in range(received_bytes, image.size_bytes, _CHUNK_BYTES):
+            part = memoryview(bytearray(min(_CHUNK_BYTES, image.size_bytes - start)))
+            source.read_into(start, part)
+            if part != bytes(len(part)):
+                return True
+        return False
+    finally:
+        source.close()

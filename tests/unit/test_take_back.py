@@ -203,6 +203,34 @@ def test_disks_that_do_not_fit_are_named_before_anything_is_written(
     assert node.path("Web01_0").read_bytes() == old["Web01_0"]
 
 
+def test_a_disk_that_was_made_larger_here_goes_back_whole_and_only_into_one_as_large(
+    box: FilledBox, tmp_path: Path, old: Dict[str, bytes]
+) -> None:
+    grown_bytes = 3 * MIB
+    with open(box.images / "Web01_Web01_1_1.raw", "r+b") as image:
+        image.truncate(grown_bytes)
+        image.seek(grown_bytes - 4)
+        image.write(b"tail")
+    node = NodeSide(tmp_path / "node", old)
+    said = str(send(box, node).servers[0].error)
+    assert all(word in said for word in (str(2 * MIB), str(grown_bytes), "make it larger first"))
+    assert node.path("Web01_0").read_bytes() == old["Web01_0"]
+    with open(node.path("Web01_1"), "r+b") as disk:
+        disk.truncate(grown_bytes)
+    assert send(box, node).succeeded
+    assert node.path("Web01_1").read_bytes() == old["Web01_1"] + bytes(MIB - 4) + b"tail"
+
+
+def test_what_an_image_has_because_units_are_whole_is_sent_only_if_the_guest_wrote_there(box: FilledBox) -> None:
+    with open(box.images / "Web01_Web01_1_1.raw", "ab") as image:
+        image.write(bytes(99))
+        image.flush()
+        assert [disk.size_bytes for disk in outgoing(box).disks] == [20 * MIB, 2 * MIB]
+        image.write(b"x")
+        image.flush()
+        assert [disk.size_bytes for disk in outgoing(box).disks] == [20 * MIB, 2 * MIB + 100]
+
+
 def test_a_connection_that_breaks_costs_only_time(box: FilledBox, tmp_path: Path, old: Dict[str, bytes]) -> None:
     node = NodeSide(tmp_path / "node", {name: bytes(len(content)) for name, content in old.items()})
     with pytest.raises(AnvilDrError):
