@@ -6,6 +6,7 @@ that has them, however it ends.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -44,8 +45,11 @@ class RehearsalTurns:
         if everybody is None:
             raise HypervisorError("servers are being activated at this moment, so none is rehearsed")
         try:
-            os.ftruncate(everybody, 0)  # should an activation have been killed
-            mine = self._locked(server, fcntl.LOCK_EX)
+            try:
+                os.ftruncate(everybody, 0)  # should an activation have been killed
+                mine = self._locked(server, fcntl.LOCK_EX)
+            except OSError as error:
+                raise HypervisorError(f"nothing can be rehearsed: {error}") from error
             if mine is None:
                 raise HypervisorError(f"{server} is being rehearsed already")
             try:
@@ -58,8 +62,14 @@ class RehearsalTurns:
             os.close(everybody)
 
     def is_free(self, server: str) -> bool:
-        """True if nobody rehearses it."""
-        lock = self._locked(server, fcntl.LOCK_EX)
+        """True if nobody rehearses it; False also where nobody can tell."""
+        if not os.path.exists(self._path(server)):
+            return True
+        try:
+            lock = self._locked(server, fcntl.LOCK_EX)
+        except OSError as error:
+            log.warning("whether it is rehearsed is not known server=%s error=%s", server, error)
+            return False
         if lock is not None:
             os.close(lock)
         return lock is not None
@@ -69,9 +79,12 @@ class RehearsalTurns:
 
         Raise HypervisorError if it does not end in that time.
         """
-        if not os.path.exists(self._path(server)) or self.is_free(server):
+        if self.is_free(server):
             return False
-        os.close(self._wait_for(server, timeout_seconds))
+        try:
+            os.close(self._wait_for(server, timeout_seconds))
+        except OSError as error:
+            raise HypervisorError(f"the rehearsal of {server} cannot be asked to end: {error}") from error
         return True
 
     @contextmanager
@@ -82,21 +95,21 @@ class RehearsalTurns:
         """
         try:
             self._make_folders()
+            lock = self._locked(_ALL, fcntl.LOCK_EX)
+            ended = lock is None
+            if lock is None:
+                self._refuse_another()
+                lock = self._wait_for(_ALL, timeout_seconds)
         except OSError as error:
             # On the day nothing of this may be in the way; QEMU's own locks are still there.
-            log.warning("rehearsals cannot be kept off: %s", error)
+            log.warning("rehearsals cannot be kept off: %s%s", error, _advice(error))
             yield False
             return
-        lock = self._locked(_ALL, fcntl.LOCK_EX)
-        ended = lock is None
-        if lock is None:
-            self._refuse_another()
-            lock = self._wait_for(_ALL, timeout_seconds)
         try:
-            os.pwrite(lock, f"{who} (pid {os.getpid()})".encode("utf-8", "replace"), 0)
+            _say_who(lock, f"{who} (pid {os.getpid()})")
             yield ended
         finally:
-            os.ftruncate(lock, 0)
+            _say_who(lock, "")
             os.close(lock)
 
     def _refuse_another(self) -> None:
@@ -128,7 +141,11 @@ class RehearsalTurns:
 
     def _locked(self, name: str, kind: int) -> Optional[int]:
         """A descriptor that has the lock; None if somebody else has it."""
-        lock = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            lock = os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            # Where nobody may write, one that is there already still keeps two apart.
+            lock = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
             return lock
@@ -151,3 +168,16 @@ class RehearsalTurns:
             os.unlink(self._note(name))
         except FileNotFoundError:
             pass
+
+
+def _say_who(lock: int, who: str) -> None:
+    """Only a name for others to read: where it cannot be written, the lock holds all the same."""
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, who.encode("utf-8", "replace"), 0)
+    except OSError as error:
+        log.debug("nobody is told who has the lock: %s", error)
+
+
+def _advice(error: OSError) -> str:
+    return "; run this as root" if error.errno in (errno.EACCES, errno.EPERM) and os.geteuid() != 0 else ""

@@ -115,6 +115,56 @@ def test_a_runtime_folder_that_cannot_be_made_keeps_nobody_from_activating(tmp_p
         pass
 
 
+def test_a_lock_that_cannot_be_taken_keeps_nobody_from_activating(tmp_path: Path) -> None:
+    turns = RehearsalTurns(str(tmp_path))
+    with turns.hold("Web01"):
+        pass
+    lock = tmp_path / "rehearsals" / "lock"
+    lock.unlink()
+    lock.symlink_to(tmp_path / "no such folder" / "lock")
+    with turns.forbid() as had_to:
+        assert not had_to
+    with pytest.raises(HypervisorError, match="nothing can be rehearsed"), turns.hold("Web01"):
+        pass
+
+
+def test_a_full_file_system_keeps_only_the_name_of_who_has_the_lock_from_others(tmp_path: Path) -> None:
+    turns = RehearsalTurns(str(tmp_path))
+    with turns.hold("Web01"):
+        pass
+    lock = tmp_path / "rehearsals" / "lock"
+    lock.unlink()
+    lock.symlink_to("/dev/full")
+    with turns.forbid():
+        with pytest.raises(HypervisorError, match="being activated"), turns.hold("Web01"):
+            pass
+
+
+def test_a_lock_that_nobody_may_write_to_still_keeps_two_people_apart(tmp_path: Path) -> None:
+    turns = RehearsalTurns(str(tmp_path))
+    with turns.hold("Web01"):
+        pass
+    lock = tmp_path / "rehearsals" / "lock"
+    lock.unlink()
+    lock.mkdir()  # can be opened for reading only, by root too
+    with turns.forbid():
+        with pytest.raises(HypervisorError, match="being activated"), turns.hold("Web01"):
+            pass
+
+
+def test_a_rehearsal_that_cannot_be_asked_to_end_is_an_error_in_words(tmp_path: Path) -> None:
+    turns = RehearsalTurns(str(tmp_path))
+    with turns.hold("Web01"):
+        (tmp_path / "rehearsals" / "notes").rename(tmp_path / "elsewhere")
+        with pytest.raises(HypervisorError, match="the rehearsal of Web01 cannot be asked to end"):
+            turns.end("Web01", 0.0)
+        (tmp_path / "elsewhere").rename(tmp_path / "rehearsals" / "notes")
+
+
+def test_where_runtime_files_are_gone_after_a_reboot_everything_is_free(turns: RehearsalTurns) -> None:
+    assert turns.is_free("Web01")
+
+
 def test_two_people_at_once_are_told_of_each_other_and_neither_waits(tmp_path: Path) -> None:
     first, second = RehearsalTurns(str(tmp_path)), RehearsalTurns(str(tmp_path))
     with first.forbid(who="alice"):
