@@ -309,6 +309,8 @@ class OverlaySet:
     """A copy of the UEFI variables, that the server changes instead of the set's."""
     committing: bool = False
     """True once some of what the server wrote may be in its images: only all of it makes sense there."""
+    removing: bool = False
+    """True once they are not needed any more, and some may be gone: it's decided what became of what they held."""
 
 
 @dataclass(frozen=True)

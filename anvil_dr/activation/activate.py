@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import FrozenSet, Iterable, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr import definition
-from anvil_dr.activation import boot_images, boot_plan, boot_xml
+from anvil_dr.activation import boot_images, boot_plan, boot_xml, ran_before
 from anvil_dr.activation.boot_plan import BootPlan, Draft, Found
 from anvil_dr.activation.survey import Survey
 from anvil_dr.config import ActivationConfig
 from anvil_dr.errors import DefinitionError, UsageError
-from anvil_dr.model import CACHED, INCOMPLETE, Activation, ImageSet
+from anvil_dr.model import CACHED, INCOMPLETE, ImageSet
 from anvil_dr.ports import Host, Hypervisor, Store
 from anvil_dr.preflight import preflight
 from anvil_dr.preflight.boot_subject import HostView, Subject
@@ -129,9 +129,9 @@ class _Drafter:
 
     def open_case(self, found: Found, seen: Survey) -> _Case:
         """The set, the definition, and which image stands for which disk."""
-        chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, _ran_from(found))
+        chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, ran_before.ran_from(found))
         unfinished = boot_images.in_the_way(found.pending, chosen)
-        findings = (*findings, *unfinished, *self._unknown_before(found, seen), *_on_overlays(found, chosen))
+        findings = (*findings, *unfinished, *self._unknown_before(found, seen), *ran_before.on_overlays(found, chosen))
         if found.definition_problem is not None:
             advice = f"see to {found.definition_path}; its next job makes one if there is none, a backup may have it"
             if not any(one.definition_xml for one in seen.servers):
@@ -169,12 +169,12 @@ class _Drafter:
         found, subject = case.found, case.subject
         draft = Draft(
             found.server, found.definition_path, case.chosen,
-            activated=found.activation is not None, left=_left(found, case.chosen),
+            activated=found.activation is not None, left=ran_before.left(found, case.chosen),
         )  # fmt: skip
         images = (image.path for one in found.sets for image in one.images)
         domain = preflight.own_domain(found.server, images, view)
         if domain is not None and domain.state == "running":
-            return replace(draft, running=True, findings=_unmarked(draft))
+            return replace(draft, running=True, findings=ran_before.unmarked(draft))
         if domain is not None:
             advice = f"see why; then end it and boot it again: virsh destroy {found.server}"
             return replace(draft, findings=(problem(f"it was booted before and is {domain.state} now", advice),))
@@ -232,39 +232,6 @@ class _Drafter:
 
 def _has_nvram(found: Found, chosen: Optional[ImageSet]) -> bool:
     return chosen is not None and chosen.record is not None and chosen.record.job_id in found.nvram_kept
-
-
-def _ran_from(found: Found) -> Optional[Activation]:
-    """What it ran on here goes before anything newer. Overlays say so too, should the mark be lost."""
-    if found.activation is None and found.overlays is not None:
-        return Activation(found.server, found.overlays.sequence, found.overlays.made_at, "")
-    return found.activation
-
-
-def _left(found: Found, chosen: Optional[ImageSet]) -> Optional[ImageSet]:
-    ran = found.activation
-    if ran is None or chosen is None or chosen.sequence == ran.sequence:
-        return None
-    gone = ImageSet(found.server, ran.sequence, (), complete=False)
-    return next((one for one in found.sets if one.sequence == ran.sequence), gone)
-
-
-def _on_overlays(found: Found, chosen: Optional[ImageSet]) -> Iterator[Finding]:
-    if found.overlays is None or chosen is None:
-        return
-    release = f"anvil-activate-dr --release {found.server}, with --keep or --discard"
-    if {one.identity for one in found.overlays.overlays} != {image.identity for image in chosen.images}:
-        text = f"what it wrote here is in overlays over set {found.overlays.sequence}, and this is another set"
-        yield problem(text, f"decide what becomes of it: {release}")
-    else:
-        yield warning("it goes on with the overlays that it ran on; its images stay as they are", f"until: {release}")
-
-
-def _unmarked(draft: Draft) -> Tuple[Finding, ...]:
-    if draft.activated:
-        return ()
-    advice = f"so that no job writes over it later, mark it: anvil-activate-dr {draft.server}"
-    return (warning("it runs here, but nobody marked it: it was started by hand", advice),)
 
 
 def _drift(found: Found) -> Iterator[Finding]:

@@ -62,7 +62,9 @@ class Ground:
 
     def undo(self, planned: PlannedServer) -> None:
         """Overlays that nothing was written to would be taken for what the server wrote. Older ones stay."""
-        if planned.server in self._made:
+        made = self._overlays.of(planned.server) if planned.server in self._made else None
+        if made is not None:
+            self._overlays.begin_removal(made)
             self._overlays.remove(planned.server)
             self._made.discard(planned.server)
 

@@ -72,13 +72,9 @@ class Overlays:
             raise StoreError(f"{changed.nvram} cannot be written: {error.strerror}") from error
         return changed
 
-    def begin_commit(self, made: OverlaySet) -> None:
+    def begin_commit(self, made: OverlaySet) -> OverlaySet:
         """Remember that its images are not what was received any more. Raise StoreError."""
-        where = os.path.join(self.folder, made.server)
-        try:
-            self._write(where, replace(made, committing=True))
-        except OSError as error:
-            raise StoreError(f"{os.path.join(where, _MANIFEST)} cannot be written: {error.strerror}") from error
+        return self._note(replace(made, committing=True))
 
     def commit(self, made: OverlaySet) -> None:
         """Write what the server wrote into its images. Raise StoreError; all of it is still there then."""
@@ -90,16 +86,20 @@ class Overlays:
                 raise StoreError(f"{overlay.path} cannot be committed to {overlay.base}: {error}") from error
             log.info("overlay committed server=%s disk=%s base=%s", made.server, overlay.disk, overlay.base)
 
+    def begin_removal(self, made: OverlaySet) -> OverlaySet:
+        """Remember that nobody needs them any more, before the first one goes. Raise StoreError."""
+        return self._note(replace(made, removing=True))
+
     def remove(self, server: str) -> None:
-        """Throw them away, if there are any. Raise StoreError."""
+        """Throw them away, if there are any. Raise StoreError; doing it again goes on."""
         where = os.path.join(self.folder, server)
         try:
             if os.path.isdir(where):
-                # Without its manifest it is only rubbish, should this be interrupted.
-                manifest = os.path.join(where, _MANIFEST)
-                if os.path.exists(manifest):
-                    durable.remove(manifest)
-                durable.remove_tree(where)
+                # The manifest goes last: as long as anything is left, it says what becomes of it.
+                for entry in sorted(os.scandir(where), key=lambda entry: entry.name == _MANIFEST):
+                    gone = durable.remove_tree if entry.is_dir(follow_symlinks=False) else durable.remove
+                    gone(entry.path)
+                shutil.rmtree(where, ignore_errors=True)  # an empty folder says nothing
                 log.info("overlays removed server=%s", server)
         except OSError as error:
             raise StoreError(f"{where} cannot be removed: {error.strerror}") from error
@@ -120,6 +120,14 @@ class Overlays:
         # QEMU's own user must come through; it may not look around.
         durable.make_directories(where, mode=0o711)
 
+    def _note(self, made: OverlaySet) -> OverlaySet:
+        where = os.path.join(self.folder, made.server)
+        try:
+            self._write(where, made)
+        except OSError as error:
+            raise StoreError(f"{os.path.join(where, _MANIFEST)} cannot be written: {error.strerror}") from error
+        return made
+
     def _write(self, where: str, made: OverlaySet) -> None:
         content = json.dumps(asdict(made), indent=1) + "\n"
         durable.replace(os.path.join(where, _MANIFEST), content.encode("utf-8"), mode=0o600)
@@ -137,5 +145,5 @@ def _parse(kept: Mapping[str, Any]) -> OverlaySet:
     overlays = tuple(Overlay(**one) for one in kept["overlays"])
     return OverlaySet(
         kept["server"], int(kept["sequence"]), kept["made_at"], overlays, kept["nvram"],
-        bool(kept.get("committing", False)),
+        bool(kept.get("committing", False)), bool(kept.get("removing", False)),
     )  # fmt: skip

@@ -53,43 +53,62 @@ def release(
         activated = sorted(state.activations())
         there = f"activated: {listed(activated)}" if activated else "no server is"
         raise UsageError(f"server {server} is not activated{nearest(server, activated)}; {there}")
-    if made is not None and wish is None:
-        raise UsageError(
-            f"{server} ran on overlays since {made.made_at}: add --keep to put what it wrote into its images, "
-            "or --discard to throw it away"
-        )
-    if made is not None and made.committing and wish == "discard":
-        raise UsageError(
-            f"a --keep of {server} was begun, and some of what it wrote is in its images already: --keep goes on with "
-            f"it; to give up the rest: rm -r {os.path.join(overlays.folder, server)}, then --release without either"
-        )
-    if made is None and wish == "discard":
-        raise UsageError(f"{server} ran on its images themselves: what it wrote cannot be told from what was received")
+    wish = _decided(server, wish, made, os.path.join(overlays.folder, server))
     for image, user in store.users(one for one in store.images() if one.owner.server == server).items():
         raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
     sequence = activation.sequence if activation is not None else made.sequence if made is not None else 1
     known = sets.assemble(store.images(), state.set_records(server), state.pending(server))
     own = sets.of_server(known, server)
     ran_from = next((one for one in own if one.sequence == sequence), None)
-    needs = _needs(places, server)
-    if made is not None and wish == "keep":
+    if made is not None and wish == "keep" and not made.removing:
         _refuse_other_images(made, ran_from)
         # Half of it in the images is neither what was received nor what it wrote: that is known before the first byte.
-        overlays.begin_commit(made)
-    if sequence == CACHED:
-        if wish != "discard":
-            nvram = made.nvram if made is not None else None
+        made = overlays.begin_commit(made)
+    if wish != "discard" and (made is None or not made.removing):
+        needs, nvram = _needs(places, server), made.nvram if made is not None else None
+        if sequence == CACHED:
             boot_firmware.take_back_cached(places, server, needs, nvram, now)
-    elif ran_from is not None and wish != "discard":
-        _keep_what_it_wrote(ran_from, state, places, needs, made, now)
-    if made is not None and wish == "keep":
-        overlays.commit(made)
+        elif ran_from is not None:
+            _keep_what_it_wrote(ran_from, state, places, needs, nvram, now)
+        if made is not None:
+            overlays.commit(made)
+    if made is not None:
+        overlays.begin_removal(made)
     _publish_nvram(places, server, own)
-    overlays.remove(server)
+    # The mark goes before the overlays: one that is left without them says that the server ran on its images.
     state.release(server)
+    overlays.remove(server)
     if sequence == CACHED:
         return _DISCARDED_CACHED if wish == "discard" else _KEPT_CACHED
     return (_DISCARDED if wish == "discard" else _KEPT).format(set=sequence)
+
+
+def _decided(server: str, wish: Optional[Wish], made: Optional[OverlaySet], folder: str) -> Optional[Wish]:
+    """What becomes of the overlays: what was wished, or what was begun before. Raise UsageError if that contradicts."""
+    if made is None:
+        if wish == "discard":
+            raise UsageError(
+                f"{server} ran on its images themselves: what it wrote cannot be told from what was received"
+            )
+        return wish
+    if made.removing:
+        begun: Wish = "keep" if made.committing else "discard"
+        if wish not in (None, begun):
+            raise UsageError(
+                f"a --{begun} of {server} was begun, and some of its overlays may be gone: --{begun} goes on with it"
+            )
+        return begun
+    if wish is None:
+        raise UsageError(
+            f"{server} ran on overlays since {made.made_at}: add --keep to put what it wrote into its images, "
+            "or --discard to throw it away"
+        )
+    if made.committing and wish == "discard":
+        raise UsageError(
+            f"a --keep of {server} was begun, and some of what it wrote is in its images already: --keep goes on with "
+            f"it; to give up the rest: rm -r {folder}, then --release without either"
+        )
+    return wish
 
 
 def _needs(places: FirmwarePlaces, server: str) -> Optional[Requirements]:
@@ -117,13 +136,12 @@ def _keep_what_it_wrote(
     state: State,
     places: FirmwarePlaces,
     needs: Optional[Requirements],
-    made: Optional[OverlaySet],
+    nvram: Optional[str],
     now: str,
 ) -> None:
     if ran_from.record is not None and needs is not None:
-        path = made.nvram if made is not None and made.nvram is not None else needs.nvram
-        nvram = path or places.nvram(ran_from.server)
-        boot_firmware.take_back(places, ran_from.server, needs, ran_from.record, nvram)
+        path = nvram or needs.nvram or places.nvram(ran_from.server)
+        boot_firmware.take_back(places, ran_from.server, needs, ran_from.record, path)
     state.ran_here(_identities(ran_from), now)
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
+from anvil_dr import durable
+from anvil_dr.activation import ran_before
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.activation.release import Wish, release
+from anvil_dr.activation.survey import survey
 from anvil_dr.errors import CommandError, StoreError, UsageError
 from anvil_dr.ports import Completed
 from anvil_dr.records.state import State
@@ -33,31 +39,87 @@ class QemuImg:
         return Completed(argv, b"", b"")
 
 
-def test_what_was_put_into_the_images_in_part_is_neither_discarded_nor_called_received(tmp_path: Path) -> None:
-    box, qemu_img = FilledBox(tmp_path / "box"), QemuImg(ok=1)
+@dataclass
+class Ran:
+    """A server of two disks that ran on overlays over its set 1."""
+
+    box: FilledBox
+    store: DirectoryStore
+    state: State
+    overlays: Overlays
+    qemu_img: QemuImg
+    places: FirmwarePlaces
+
+    def let_go(self, wish: Optional[Wish] = None) -> str:
+        now = "2026-11-26T00:00:00+00:00"
+        return release("Web01", wish, self.store, self.state, self.overlays, self.places, now)
+
+    def problems(self) -> str:
+        """What would keep it from being booted now, as far as its overlays are the reason."""
+        (found,) = survey(self.store, self.state, str(self.box.definitions), overlays=self.overlays).servers
+        findings = ran_before.on_overlays(found, found.sets[0])
+        return " ".join(f"{one.text}: {one.advice}" for one in findings if one.fatal)
+
+
+@pytest.fixture
+def ran(tmp_path: Path) -> Iterator[Ran]:
+    box, qemu_img = FilledBox(tmp_path / "box"), QemuImg(ok=2)
     disks = [tmp_path / "0.img", tmp_path / "1.img"]
     for disk in disks:
         disk.write_bytes(b"disk")
     box.receive("Web01", disks)
     overlays = Overlays(str(tmp_path / "overlays"), qemu_img)
+    places = FirmwarePlaces(str(box.state), str(box.definitions), str(tmp_path / "swtpm"))
     with State.open(str(box.state)) as state:
         store = DirectoryStore(str(box.images), state.owners)
-
-        def let_go(wish: Wish) -> str:
-            places = FirmwarePlaces(str(box.state), str(box.definitions), str(tmp_path / "swtpm"))
-            return release("Web01", wish, store, state, overlays, places, "2026-11-26T00:00:00+00:00")
-
         state.activate("Web01", 1, "alice")
         overlays.make("Web01", 1, "2026-11-25T00:00:00+00:00", [(image, image.path) for image in store.images()])
-        with pytest.raises(StoreError):
-            let_go("keep")
-        (record,) = state.set_records()
-        assert record.ran_here_until == "2026-11-26T00:00:00+00:00"
-        assert [image.digest for image in record.images] == ["", ""]
-        with pytest.raises(UsageError, match="--keep goes on with it"):
-            let_go("discard")
-        assert "Web01" in state.activations()
+        yield Ran(box, store, state, overlays, qemu_img, places)
 
-        qemu_img.ok = 2
-        assert "holds what it wrote here" in let_go("keep")
-        assert (overlays.of("Web01"), state.activations()) == (None, {})
+
+def test_what_was_put_into_the_images_in_part_is_neither_discarded_nor_called_received(ran: Ran) -> None:
+    ran.qemu_img.ok = 1
+    with pytest.raises(StoreError):
+        ran.let_go("keep")
+    (record,) = ran.state.set_records()
+    assert record.ran_here_until == "2026-11-26T00:00:00+00:00"
+    assert [image.digest for image in record.images] == ["", ""]
+    with pytest.raises(UsageError, match="--keep goes on with it"):
+        ran.let_go("discard")
+    assert "Web01" in ran.state.activations()
+
+    ran.qemu_img.ok = 2
+    assert "holds what it wrote here" in ran.let_go("keep")
+    assert (ran.overlays.of("Web01"), ran.state.activations()) == (None, {})
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("wish", "other", "said", "digests"),
+    [("discard", "keep", "is gone", ["sha256:00"] * 2), ("keep", "discard", "holds what it wrote here", ["", ""])],
+)
+def test_a_release_that_failed_while_overlays_were_removed_goes_on_as_it_was_begun(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, wish: Wish, other: Wish, said: str, digests: List[str], removed: int
+) -> None:
+    remove, left = durable.remove, [removed]
+
+    def failing(path: str) -> None:
+        if not left[0]:
+            raise OSError(errno.EIO, "Input/output error")
+        left[0] -= 1
+        remove(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "remove", failing)
+        with pytest.raises(StoreError, match="Input/output error"):
+            ran.let_go(wish)
+    assert ran.state.activations() == {}, "a mark without overlays would say that it ran on its images"
+    assert f"--release Web01 --{wish}" in ran.problems()
+    with pytest.raises(UsageError, match=f"--{wish} goes on"):
+        ran.let_go(other)
+
+    ran.qemu_img.ok = 0  # an overlay that is gone cannot be committed
+    assert said in ran.let_go(None if removed else wish)
+    (record,) = ran.state.set_records()
+    assert [image.digest for image in record.images] == digests
+    assert (ran.overlays.of("Web01"), ran.state.activations(), os.listdir(ran.overlays.folder)) == (None, {}, [])
