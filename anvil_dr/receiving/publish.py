@@ -74,7 +74,10 @@ def _tidy(target: Target, server: str) -> None:
     ]
     if gone:
         state.forget_images(gone)
-    records = state.set_records(server)
-    if all(one.record is not None for one in sets.assemble(images, records) if one.complete):
+    pending = state.pending(server)
+    # A set whose promotion was begun is remembered once it is finished; its firmware state is kept already.
+    records = (*state.set_records(server), *(entry.record for entry in pending if entry.record is not None))
+    remembered = all(one.record is not None for one in sets.assemble(images, records) if one.complete)
+    if remembered and all(entry.readable for entry in pending):
         # Otherwise the state was lost, and nobody knows which of the kept ones belongs to the sets that are here.
         firmware.prune(target.config.state, server, records)

@@ -40,9 +40,9 @@ class Box(MortalBox):
         self.checker.pushes.append(Push(len(self.checker.pushes) + 1, disks, server, firmware))
         return self.push(self.checker.pushes[-1], fate=fate)
 
-    def die(self, step: str, *, firmware: Tuple[str, ...] = ()) -> None:
-        """Receive once more, and die after the first step whose name begins like this."""
-        fate = _Named(step)
+    def die(self, step: str, *, firmware: Tuple[str, ...] = (), after: bool = True) -> None:
+        """Receive once more, and die after, or before, the first step whose name begins like this."""
+        fate = _Named(step, after=after)
         with pytest.raises(Died):
             self.receive(firmware=firmware, fate=fate)
 
@@ -71,10 +71,10 @@ class Box(MortalBox):
 
 
 class _Named(Fate):
-    """Strikes after the first step whose name begins like this."""
+    """Strikes after, or before, the first step whose name begins like this."""
 
-    def __init__(self, beginning: str) -> None:
-        super().__init__(after=True)
+    def __init__(self, beginning: str, *, after: bool = True) -> None:
+        super().__init__(after=after)
         self._beginning = beginning
 
     def strikes(self, name: str) -> bool:
@@ -255,6 +255,22 @@ def test_what_a_crash_kept_from_being_published_is_published_at_the_start(box: B
     with box.process() as target:
         assert target.state.pending() == ()
         assert target.state.last_jobs()["Web01"].state == "succeeded"
+
+
+def test_the_firmware_state_of_a_set_that_is_about_to_be_promoted_outlives_the_publishing_of_an_older_one(
+    tmp_path: Path,
+) -> None:
+    box = Box(tmp_path)
+    variables = tmp_path / "definitions" / "nvram"
+    variables.write_text("in the way")
+    assert "cannot be written" in error_of(box.receive(firmware=FIRMWARE))
+    box.die("rename Web01_Web01_0_incomplete 1", firmware=FIRMWARE, after=False)
+    variables.unlink()
+    box.recover()
+    assert box.sets() == [(1, 2), (2, 1)]
+    kept = {path.read_bytes() for path in (tmp_path / "state" / "firmware" / "Web01").glob("*/nvram")}
+    assert kept == {push.firmware_content("nvram") for push in box.checker.pushes}
+    assert (variables / "Web01.fd").read_bytes() == box.checker.pushes[-1].firmware_content("nvram")
 
 
 def test_the_variables_of_a_server_that_was_activated_meanwhile_are_its_own(box: Box) -> None:
