@@ -36,9 +36,7 @@ class JobAdmission:
         warnings: Dict[str, Tuple[str, ...]] = {}
         for offer in job.servers:
             try:
-                warnings[offer.name] = self._admit_one(offer)
-                if len(job.servers) > 1:
-                    self._try_alone(offer)
+                warnings[offer.name] = self._admit_one(offer, is_alone=len(job.servers) == 1)
             except AnvilDrError as error:
                 plans.append(self._refuse(offer, error))
             else:
@@ -55,27 +53,25 @@ class JobAdmission:
             self.accepted.clear()
         return plans
 
-    def _admit_one(self, offer: ServerOffer) -> Tuple[str, ...]:
+    def _admit_one(self, offer: ServerOffer, *, is_alone: bool) -> Tuple[str, ...]:
         """Make it this job's, if nothing speaks against that; warnings."""
         announcement.check_server(offer)
         warnings = admission.check_server(self._target, offer, self._allowed, self.accepted)
         self._target.occupy(offer.name, self._id)
         try:
             admission.claim_names(self._target, offer)
-        except AnvilDrError:
+            if not is_alone:
+                self._try_alone(offer)
+        except BaseException:  # also what nobody foresaw, or it would be busy until the next start
             self._target.vacate(offer.name, self._id)
             raise
         return warnings
 
     def _try_alone(self, offer: ServerOffer) -> None:
         """Plan it by itself, so that what is wrong with one server does not refuse the others."""
-        try:
-            with self._target.names:
-                cached = caching.plan(self._target, [offer]).servers
-                admission.plan_servers(self._target, self._id, [offer], cached)
-        except AnvilDrError:
-            self._target.vacate(offer.name, self._id)
-            raise
+        with self._target.names:
+            cached = caching.plan(self._target, [offer]).servers
+            admission.plan_servers(self._target, self._id, [offer], cached)
 
     def _promise(self) -> Dict[str, Tuple[str, ...]]:
         """Keep room for them; warnings of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -11,12 +12,12 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
 
 import pytest
 
 from anvil_dr.errors import AnvilDrError, ImageIOError, PeerGoneError, RemoteError
-from anvil_dr.model import INCOMPLETE, Location
+from anvil_dr.model import INCOMPLETE, Location, StoredImage
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import OutgoingDisk, OutgoingServer
@@ -258,6 +259,35 @@ def test_a_name_that_cannot_be_is_refused_before_anything_is_touched(tmp_path: P
     with box.running():
         (error,) = error_of(box, replace(bad, name=name))
     assert error is not None and box.names() == []
+
+
+class FailingStore(DirectoryStore):
+    """One whose file system fails once, in a way that nobody foresaw, when it is asked who uses an image."""
+
+    fails = False
+
+    def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
+        if self.fails:
+            self.fails = False
+            raise OSError(errno.ENOLCK, "No locks available")
+        return super().users(images)
+
+
+class FailingBox(DrBox):
+    def open_store(self, state: State) -> DirectoryStore:
+        return FailingStore(str(self.store_folder), state.owners)
+
+
+def test_what_nobody_foresaw_ends_a_job_and_the_next_one_finds_no_server_busy(tmp_path: Path) -> None:
+    box = FailingBox(tmp_path)
+    servers = [node(tmp_path, name, {f"{name}_0": noise(5000, 3)}).outgoing() for name in ("Db01", "Web01")]
+    with box.running() as target:
+        assert error_of(box, *servers) == [None, None]
+        assert isinstance(target.store, FailingStore)
+        target.store.fails = True
+        with pytest.raises(RemoteError, match="in a way nobody foresaw"):
+            box.send(*servers)
+        assert error_of(box, *servers) == [None, None]
 
 
 @pytest.mark.slow
