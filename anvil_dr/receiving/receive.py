@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Dict, Mapping, Optional, Sequence, Tuple
 
 from anvil_dr import firmware
 from anvil_dr.cycling import cycle, rotation, sets
@@ -19,6 +19,7 @@ from anvil_dr.model import (
     Allocation,
     Create,
     ImageRecord,
+    ImageSet,
     JournalEntry,
     Keep,
     Owner,
@@ -148,7 +149,9 @@ class SetWriter:
         server, target = self._offer.name, self._target
         with target.names:
             self._refuse_if_activated()
-            known = tuple(sets.to_planner(one) for one in admission.server_sets(target, server))
+            present = admission.server_sets(target, server)
+            self._refuse_if_taken_away(present)
+            known = tuple(sets.to_planner(one) for one in present)
             names = tuple(disk.name for disk in self._offer.disks)
             promotion, trim = rotation.split_end(
                 rotation.plan_end(server, known, names, target.config.copies)
@@ -174,6 +177,17 @@ class SetWriter:
         missing += [name for name in self._offer.firmware if name not in self._firmware]
         if missing:
             raise ProtocolError(f"server {self._offer.name} was ended before {missing[0]} was sent")
+
+    def _refuse_if_taken_away(self, present: Sequence[ImageSet]) -> None:
+        """Somebody may have removed by hand what was being written, or put another image there."""
+        there = {image.identity for one in present if one.sequence == INCOMPLETE for image in one.images}
+        for image in self._images.values():
+            if image.identity not in there:
+                raise StoreError(
+                    f"{image.path} was removed or replaced on the DR box while server {self._offer.name} was received; "
+                    "send it again",
+                    image=image.path,
+                )
 
     def _refuse_if_activated(self) -> None:
         """It may have been activated since the job was admitted; its images are live disks then."""

@@ -154,6 +154,27 @@ def test_one_server_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "Input/output error" in str(first) and second is None
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_image_that_is_removed_by_hand_while_it_is_written_fails_its_server_only(
+    tmp_path: Path, replaced: bool
+) -> None:
+    box, victim = DrBox(tmp_path), tmp_path / "store" / "Db01_Db01_0_incomplete.raw"
+    servers = [node(tmp_path, name, {f"{name}_0": noise(5000, 3)}).outgoing() for name in ("Db01", "Web01")]
+
+    def remove() -> None:
+        if victim.exists():
+            victim.unlink()
+            if replaced:
+                victim.write_bytes(bytes(5000))
+
+    with box.running():
+        first, second = error_of(box, *servers, observer=Quiet(when_advanced=remove))
+        assert f"{victim} was removed or replaced" in str(first) and "send it again" in str(first)
+        assert second is None
+        assert "Db01_Db01_0_1.raw" not in box.names()
+        assert error_of(box, *servers) == [None, None]
+
+
 def test_a_source_that_is_written_to_while_it_is_imaged_fails_and_is_named(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path), node(tmp_path, disks={"Web01_0": noise(60 << 20, 1)})
     path = tmp_path / "node-Web01" / "Web01_0.img"
