@@ -1,7 +1,8 @@
 """Which servers of a job are taken: each looked at by itself, and then whether there is room for all of them.
 
 Touches who is at work on what in the target, the ownership of names, and the records of jobs that are refused; looks
-at the store and the cache drives. admission.py has the rules.
+at the store and the cache drives. admission.py has the rules. What earlier jobs of a server began and left is finished
+first, through cycle.py and publish.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from anvil_dr.caching import caching
 from anvil_dr.caching.cache_plan import CachePlan
 from anvil_dr.errors import AnvilDrError
 from anvil_dr.model import JobRecord
-from anvil_dr.receiving import admission, announcement
+from anvil_dr.receiving import admission, announcement, publish
 from anvil_dr.receiving.target import Target
 from anvil_dr.wire.protocol import Job, Refusal, ServerOffer, ServerPlan
 
@@ -60,6 +61,7 @@ class JobAdmission:
         self._target.occupy(offer.name, self._id)
         try:
             admission.claim_names(self._target, offer)
+            publish.publish_what_waits(self._target, offer.name)
             if not is_alone:
                 self._try_alone(offer)
         except BaseException:  # also what nobody foresaw, or it would be busy until the next start

@@ -1,7 +1,7 @@
 """Puts in place what belongs to a server's newest set beside its images: its definition, and its UEFI variables.
 
 Touches the folder of definitions, the kept firmware state, and the state. Done after every promotion; journaled, so
-that what a crash prevents is done at the next start.
+that what a crash or an error prevents is done by the next start, or the server's next job.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Tuple
 
 from anvil_dr import durable, firmware
 from anvil_dr.cycling import cycle, sets
-from anvil_dr.errors import StateError, StoreError
+from anvil_dr.errors import DefinitionError, StateError, StoreError
 from anvil_dr.model import JournalEntry
 from anvil_dr.receiving import admission
 from anvil_dr.receiving.target import Target
@@ -36,6 +36,24 @@ def publish(target: Target, entry: JournalEntry) -> Tuple[str, bool, Tuple[str, 
     state.finish(entry)
     _tidy(target, server)
     return made
+
+
+def publish_what_waits(target: Target, server: str) -> None:
+    """Publish what an earlier job of a server promoted and left to others. The server is this job's.
+
+    Where that is still impossible it's logged, and tried again later. Raise ImageInUseError if somebody runs the
+    server: its UEFI variables are its own then. Raise StoreError, StateError, HypervisorError where nobody can tell.
+    """
+    waiting = [entry for entry in target.state.pending(server) if entry.purpose == "publish"]
+    if waiting:
+        admission.check_images_free(target, cycle.images_of(target.store, server))
+    for entry in waiting:
+        try:
+            publish(target, entry)
+        except (StoreError, StateError, DefinitionError) as error:
+            log.warning("what is complete cannot be published yet server=%s error=%s", server, error)
+        else:
+            log.info("published what an earlier job left server=%s entry=%d", server, entry.id)
 
 
 def _definition(target: Target, server: str) -> Tuple[str, bool, Tuple[str, ...]]:

@@ -141,6 +141,46 @@ def test_a_rename_that_fails_at_the_start_of_a_job_is_taken_back_at_once(tmp_pat
         assert target.state.pending() == ()
 
 
+def test_a_promotion_that_the_next_job_finishes_has_its_definition_and_variables_though_that_job_fails(
+    tmp_path: Path,
+) -> None:
+    box, checker = MortalBox(tmp_path, MemoryWorld(), copies=2), Checker()
+    checker.pushes += [Push(number, DISKS, firmware=FIRMWARE) for number in (1, 2)]
+    outcome = box.push(checker.pushes[0], fate=_Failing("rename Web01_Web01_1_incomplete 1"))
+    assert "no answer" in str(outcome.servers[0].error)
+    assert not box.push(checker.pushes[1], fails=True).succeeded
+    assert checker.complete("Web01", box.world.images()) == [(2, 1)]
+    assert (tmp_path / "definitions" / "Web01.xml").exists()
+    variables = tmp_path / "definitions" / "nvram" / "Web01.fd"
+    assert variables.read_bytes() == checker.pushes[0].firmware_content("nvram")
+    with box.process() as target:
+        assert target.state.pending() == ()
+
+
+def test_what_cannot_be_published_still_does_not_keep_the_next_job_from_coming(box: Box) -> None:
+    variables = box.folder / "definitions" / "nvram"
+    variables.write_text("in the way")
+    assert "cannot be written" in error_of(box.receive(firmware=FIRMWARE))
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 4), (2, 3)]
+
+
+def test_nothing_is_published_by_the_next_job_over_a_server_that_runs(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, variables = MortalBox(tmp_path, world, copies=2), tmp_path / "definitions" / "nvram"
+    variables.write_text("in the way")
+    assert "cannot be written" in str(box.push(Push(1, DISKS, firmware=FIRMWARE)).servers[0].error)
+    variables.unlink()
+    world.use_number(1, "process 7 (qemu-system-x86)")
+    assert "in use by process 7" in str(box.push(Push(2, DISKS)).servers[0].error)
+    assert not variables.exists()
+    with box.process() as target:
+        for image in target.store.images():
+            world.use(image, None)
+    assert not box.push(Push(3, DISKS), fails=True).succeeded
+    assert (variables / "Web01.fd").exists()
+
+
 class _Failing(_Named):
     """Kills nobody: LVM does not answer."""
 
