@@ -25,12 +25,9 @@ from anvil_dr.errors import (
 from anvil_dr.model import (
     INCOMPLETE,
     Allocation,
-    Create,
     Demand,
     ImageSet,
-    Keep,
     Owner,
-    Replace,
     Step,
     StoredImage,
 )
@@ -197,21 +194,6 @@ def plan_servers(
         mine = tuple(allocation for allocation in allocations if allocation.owner.server == intent.server)
         plans[intent.server] = ServerPlan(intent.steps, intent.demands, mine, intent.warnings)
     return plans
-
-
-def space_taken(plan: ServerPlan) -> Mapping[str, int]:
-    """Bytes that a plan's new and grown images will take, by location."""
-    demands = {demand.owner: demand for demand in plan.demands}
-    taken: Dict[str, int] = {}
-    for allocation in plan.allocations:
-        demand = demands[allocation.owner]
-        size = demand.existing_bytes if isinstance(allocation, Keep) else allocation.size_bytes
-        paid = 0 if isinstance(allocation, (Create, Replace)) else demand.existing_bytes
-        if demand.data_bytes is not None:
-            size = min(size, demand.data_bytes)
-            paid = max(0, paid - demand.holes_bytes)
-        taken[allocation.location] = taken.get(allocation.location, 0) + max(0, size - paid)
-    return taken
 
 
 def check_images_free(target: Target, images: Sequence[StoredImage]) -> None:

@@ -14,7 +14,7 @@ from anvil_dr.caching import caching
 from anvil_dr.caching.cache_plan import CachePlan
 from anvil_dr.errors import AnvilDrError
 from anvil_dr.model import JobRecord
-from anvil_dr.receiving import admission, announcement, publish
+from anvil_dr.receiving import admission, announcement, publish, space
 from anvil_dr.receiving.target import Target
 from anvil_dr.wire.protocol import Job, Refusal, ServerOffer, ServerPlan
 
@@ -82,7 +82,7 @@ class JobAdmission:
         with self._target.names:
             plans = admission.plan_servers(self._target, self._id, self.accepted, self.cache.servers)
             for server, plan in plans.items():
-                self._target.promise(self._id, server, admission.space_taken(plan))
+                self._target.promise(self._id, server, space.taken(plan.demands, plan.allocations))
         return {server: plan.warnings for server, plan in plans.items()}
 
     def _refuse(self, offer: ServerOffer, error: AnvilDrError) -> ServerPlan:

@@ -29,7 +29,7 @@ from anvil_dr.model import (
     StoredImage,
 )
 from anvil_dr.ports import Image
-from anvil_dr.receiving import admission, publish, reread
+from anvil_dr.receiving import admission, publish, reread, space
 from anvil_dr.receiving.receive_disk import DiskReceiver
 from anvil_dr.receiving.recycled import Content, KnownZeros, Recycled, UnknownContent
 from anvil_dr.receiving.target import Target
@@ -91,6 +91,8 @@ class SetWriter:
             target.state.forget_images(image.identity for image in self._images.values())
         if target.store.kind == "lvm":
             target.vacate_space(self._job_id, server)  # the volumes exist now, so the space is taken for real
+        else:
+            target.lower_promise(self._job_id, server, self._space_left)
         newest = sets.newest_complete(admission.server_sets(target, server, present))
         for disk, image in self._images.items():
             self._writable[disk] = self._opened(image, writable=True)
@@ -208,6 +210,12 @@ class SetWriter:
             store.remove(recycled)
             return store.create(owner, allocation.size_bytes, allocation.location, data_bytes=data_bytes)
         return recycled
+
+    def _space_left(self) -> Mapping[str, int]:
+        """Asked by other jobs: files have taken what was written into them. Raise StoreError."""
+        present = cycle.images_of(self._target.store, self._offer.name)
+        ours = {image.identity for image in self._images.values()}
+        return space.left(self._offer.disks, self._received, [one for one in present if one.identity in ours])
 
     def _recycled(self, disk: str, offer: DiskOffer) -> Recycled:
         if not self._fresh[disk]:

@@ -82,6 +82,7 @@ class Target:
         self._lock = threading.Lock()
         self._busy: Dict[str, str] = {}
         self._promised: Dict[Tuple[str, str], Mapping[str, int]] = {}
+        self._left: Dict[Tuple[str, str], Callable[[], Mapping[str, int]]] = {}
         self._firmware: Dict[Tuple[str, str], int] = {}
         self._firmware_bytes = firmware_bytes
         self._jobs: Dict[str, JobProgress] = {}
@@ -101,6 +102,7 @@ class Target:
             if self._busy.get(server) == job_id:
                 del self._busy[server]
             self._promised.pop((job_id, server), None)
+            self._left.pop((job_id, server), None)
 
     def is_busy(self, server: str) -> bool:
         """True if a job has this server now."""
@@ -118,14 +120,21 @@ class Target:
         with self._lock:
             self._promised.pop((job_id, server), None)
 
-    def promised(self, *, but: Optional[Tuple[str, str]] = None) -> Mapping[str, int]:
-        """Bytes by location, of all jobs and servers `but` one."""
-        total: Dict[str, int] = {}
+    def lower_promise(self, job_id: str, server: str, left: Callable[[], Mapping[str, int]]) -> None:
+        """What was promised is being taken: `left` says how much of it is still due, whenever somebody asks."""
         with self._lock:
-            for key, by_location in self._promised.items():
-                if key != but:
-                    for location, size in by_location.items():
-                        total[location] = total.get(location, 0) + size
+            if (job_id, server) in self._promised:
+                self._left[job_id, server] = left
+
+    def promised(self, *, but: Optional[Tuple[str, str]] = None) -> Mapping[str, int]:
+        """Bytes by location, of all jobs and servers `but` one. Raise StoreError."""
+        with self._lock:
+            others = [(size, self._left.get(key)) for key, size in self._promised.items() if key != but]
+        total: Dict[str, int] = {}
+        for by_location, left in others:
+            due = by_location if left is None else left()
+            for location, size in by_location.items():
+                total[location] = total.get(location, 0) + min(size, due.get(location, 0))
         return total
 
     # — firmware state that waits in memory —

@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -377,6 +377,45 @@ def test_a_sparse_disk_that_is_larger_than_the_store_is_taken_if_its_data_fits(t
         stored = box.store_folder / "Web01_Web01_0_1.raw"
         assert stored.stat().st_size == 1 << 30
         assert stored.stat().st_blocks * 512 <= (4 << 20) + (1 << 16)
+
+
+class FileSystem(DirectoryStore):
+    """One of 10 MiB."""
+
+    def locations(self) -> Tuple[Location, ...]:
+        (one,) = super().locations()
+        used_bytes = sum(image.size_bytes - image.holes_bytes for image in self.images())
+        return (replace(one, free_bytes=(10 << 20) - used_bytes),)
+
+
+class FileSystemBox(DrBox):
+    def open_store(self, state: State) -> DirectoryStore:
+        return FileSystem(str(self.store_folder), state.owners)
+
+
+class AfterFirstDisk(Quiet):
+    """Does something when the first disk is done."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._acts = [act]
+
+    def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None:
+        while self._acts:
+            self._acts.pop()()
+
+
+def test_what_a_job_has_written_already_is_not_kept_free_for_it_once_more(tmp_path: Path) -> None:
+    box = FileSystemBox(tmp_path)
+    web = node(tmp_path, disks={"Web01_0": noise(4 << 20, 1), "Web01_1": noise(2 << 20, 2)}).outgoing()
+    fits, too_large = (
+        node(tmp_path, f"Db{number}", {f"Db{number}_0": noise(number << 20, 3)}).outgoing() for number in (4, 5)
+    )
+    errors: List[Optional[AnvilDrError]] = []
+    with box.running():
+        asks = AfterFirstDisk(lambda: errors.extend((*error_of(box, too_large), *error_of(box, fits))))
+        assert error_of(box, web, observer=asks) == [None]
+    assert f"{4 << 20} available" in str(errors[0]) and errors[1] is None
 
 
 def test_data_that_does_not_fit_is_refused_before_its_first_byte(tmp_path: Path) -> None:
