@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import Final, FrozenSet, Iterable, Mapping
+from typing import Dict, Final, FrozenSet, Iterable, Mapping
 
 from anvil_dr import durable
 from anvil_dr.errors import StateError
@@ -82,6 +82,15 @@ def sets_with_nvram(state_directory: str, server: str) -> FrozenSet[str]:
     kept = (glob.escape(os.path.join(state_directory, kind, server)) for kind in _KINDS)
     found = (path for where in kept for path in glob.glob(os.path.join(where, "*", "nvram")))
     return frozenset(os.path.basename(os.path.dirname(path)) for path in found)
+
+
+def kept(state_directory: str) -> Mapping[str, FrozenSet[str]]:
+    """The jobs whose firmware state is kept for sets in the store, by server. What cannot be looked at is none."""
+    found: Dict[str, FrozenSet[str]] = {}
+    for path in glob.glob(os.path.join(glob.escape(state_directory), "firmware", "*", "*")):
+        server, job_id = path.split(os.sep)[-2:]
+        found[server] = found.get(server, frozenset()) | {job_id}
+    return found
 
 
 def prune(state_directory: str, server: str, records: Iterable[SetRecord]) -> None:

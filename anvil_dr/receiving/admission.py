@@ -1,6 +1,7 @@
 """May this job be taken? Checks it against what is here, and plans where its images go, before anything changes.
 
-Reads the store and the state; claims names, and has cycle.py finish what was begun; changes nothing else.
+Reads the store and the state; claims names, and has cycle.py finish what was begun; where there is no room, has
+removed_sets.py forget what somebody removed. Changes nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import fnmatch
 import logging
 import os
 from dataclasses import dataclass
-from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Tuple
+from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Set, Tuple
 
 from anvil_dr import definition, definition_files, firmware, naming, words
 from anvil_dr.activation import nodes
@@ -20,6 +21,7 @@ from anvil_dr.errors import (
     NotAllowedError,
     ServerActivatedError,
     ServiceError,
+    StateError,
     StoreError,
 )
 from anvil_dr.model import (
@@ -32,6 +34,7 @@ from anvil_dr.model import (
     StoredImage,
 )
 from anvil_dr.model import Sequence as SetNumber
+from anvil_dr.receiving import removed_sets
 from anvil_dr.receiving.target import Target
 from anvil_dr.rehearsal.rehearsal_turns import RehearsalTurns
 from anvil_dr.wire.protocol import DiskOffer, ServerOffer
@@ -82,8 +85,13 @@ def check_server(
 
 
 def check_firmware(target: Target, size_bytes: int) -> None:
-    """Raise StateError if there is no room for so much more firmware state."""
-    if size_bytes:
+    """Raise StateError if there is no room for so much more firmware state, even without that of removed sets."""
+    if not size_bytes:
+        return
+    try:
+        firmware.check_room(target.config.state, size_bytes, target.firmware_kept_bytes)
+    except StateError:
+        removed_sets.forget_all(target)
         firmware.check_room(target.config.state, size_bytes, target.firmware_kept_bytes)
 
 
@@ -137,18 +145,26 @@ def _make_room_for_names(target: Target, wanted: Sequence[Owner]) -> None:
     new = set(wanted) - known
     if not new or len(known | new) <= target.names_known:
         return
-    used = {image.owner.server for image in target.store.images()}
-    used |= {record.server for record in target.state.set_records()} | set(target.state.activations())
-    used |= {entry.server for entry in target.state.pending()} | {wanted[0].server}
-    unused = [owner for owner in known if owner.server not in used and not target.is_busy(owner.server)]
+    unused = _unused(target, known, wanted[0].server)
+    if len((known | new) - unused) > target.names_known:
+        removed_sets.forget_all(target)
+        unused = _unused(target, known, wanted[0].server)
     target.state.disclaim(unused)
     for server in {owner.server for owner in unused}:
         nodes.forget(target.config.state, server)
-    if len((known | new) - set(unused)) > target.names_known:
+    if len((known | new) - unused) > target.names_known:
         raise ServiceError(
             f"server {wanted[0].server} is new, and the DR box knows {len(known) - len(unused)} disks already, as many "
             f"as it takes ({target.names_known}); remove images that nobody needs"
         )
+
+
+def _unused(target: Target, known: Collection[Owner], wanted: str) -> Set[Owner]:
+    """Names of which there is nothing here, but for those of one server."""
+    used = {image.owner.server for image in target.store.images()}
+    used |= {record.server for record in target.state.set_records()} | set(target.state.activations())
+    used |= {entry.server for entry in target.state.pending()} | {wanted}
+    return {owner for owner in known if owner.server not in used and not target.is_busy(owner.server)}
 
 
 def disk_names(offer: ServerOffer) -> Mapping[str, str]:

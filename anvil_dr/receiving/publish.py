@@ -11,10 +11,10 @@ import os
 from typing import Tuple
 
 from anvil_dr import durable, firmware
-from anvil_dr.cycling import cycle, sets
+from anvil_dr.cycling import cycle
 from anvil_dr.errors import DefinitionError, StateError, StoreError
 from anvil_dr.model import JournalEntry
-from anvil_dr.receiving import admission
+from anvil_dr.receiving import admission, removed_sets
 from anvil_dr.receiving.target import Target
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def publish(target: Target, entry: JournalEntry) -> Tuple[str, bool, Tuple[str, 
         state.note_failure(entry, str(error))
         raise
     state.finish(entry)
-    _tidy(target, server)
+    removed_sets.forget(target, server)
     return made
 
 
@@ -77,25 +77,3 @@ def _definition(target: Target, server: str) -> Tuple[str, bool, Tuple[str, ...]
         ) from error
     log.info("definition made server=%s path=%s", server, path)
     return path, True, made.warnings
-
-
-def _tidy(target: Target, server: str) -> None:
-    """Forget sets whose every image somebody removed, and the firmware state of sets that are gone."""
-    state = target.state
-    images = cycle.images_of(target.store, server)
-    present = {image.identity for image in images}
-    gone = [
-        image.identity
-        for record in state.set_records(server)
-        if not present & {image.identity for image in record.images}
-        for image in record.images
-    ]
-    if gone:
-        state.forget_images(gone)
-    pending = state.pending(server)
-    # A set whose promotion was begun is remembered once it is finished; its firmware state is kept already.
-    records = (*state.set_records(server), *(entry.record for entry in pending if entry.record is not None))
-    remembered = all(one.record is not None for one in sets.assemble(images, records) if one.complete)
-    if remembered and all(entry.readable for entry in pending):
-        # Otherwise the state was lost, and nobody knows which of the kept ones belongs to the sets that are here.
-        firmware.prune(target.config.state, server, records)
