@@ -114,13 +114,16 @@ class ServerBusyError(AnvilDrError):
 
 
 class ServerActivatedError(AnvilDrError):
-    """The server runs on the DR box, so its images are live disks."""
+    """The server runs on the DR box, so its images are live disks. Or it ran on overlays over them."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, *, on_overlays: bool = False) -> None:
         self.server = server
+        state, decide = "is activated", ""
+        if on_overlays:
+            state, decide = "ran on overlays", ", and --keep or --discard"
         super().__init__(
-            f"server {server} is activated on the DR box; "
-            f"give it back first with: anvil-activate-dr --release {server}"
+            f"server {server} {state} on the DR box; "
+            f"give it back first with: anvil-activate-dr --release {server}{decide}"
         )
 
 

@@ -311,6 +311,18 @@ class OverlaySet:
     """True once some of what the server wrote may be in its images: only all of it makes sense there."""
     removing: bool = False
     """True once they are not needed any more, and some may be gone: it's decided what became of what they held."""
+    job_id: Optional[str] = None
+    """The job whose set they were made over; None if nobody knew."""
+
+    def lies_over(self, one: ImageSet) -> bool:
+        """True if they hold differences from this very set.
+
+        Its images alone don't say so: they are recycled, and hold what another job has sent by then. They have to where
+        nobody knows of which job one is.
+        """
+        job_ids = {self.job_id, one.record.job_id if one.record is not None else None} - {None}
+        there = {image.identity for image in one.images}
+        return len(job_ids) < 2 and all(overlay.identity in there for overlay in self.overlays)
 
 
 @dataclass(frozen=True)

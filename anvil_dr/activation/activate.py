@@ -152,7 +152,8 @@ class _Drafter:
         cached = frozenset(paths[path] for path, image in bound.images.items() if image.sequence == CACHED)
         subject = Subject(found.server, found.definition_path, needs, paths, cached_paths=cached)
         disks = tuple((image.owner.disk, paths[path]) for path, image in bound.images.items())
-        return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked), disks)
+        bare = ran_before.without_overlay(found, [disk for disk, _ in disks])
+        return _Case(found, chosen, subject, (*findings, *bound.findings, *unlinked, *bare), disks)
 
     def _unknown_before(self, found: Found, seen: Survey) -> Iterator[Finding]:
         """A name that nobody has makes a rule that never holds. Whoever names servers wants no rule."""

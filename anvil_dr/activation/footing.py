@@ -84,7 +84,8 @@ class Ground:
         sequence = chosen.sequence
         if not isinstance(sequence, int):
             raise StoreError(f"set {sequence} of {planned.server} is not complete")
-        made = self._overlays.make(planned.server, sequence, self._now(), images)
+        job_id = chosen.record.job_id if chosen.record is not None else None
+        made = self._overlays.make(planned.server, sequence, self._now(), images, job_id)
         self._made.add(planned.server)
         needs = planned.draft.needs
         kept = boot_firmware.kept_with(self._places, chosen.record)

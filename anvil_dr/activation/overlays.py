@@ -33,17 +33,20 @@ class Overlays:
 
     def of(self, server: str) -> Optional[OverlaySet]:
         """None if it has none. Raise StoreError if nobody can tell."""
-        path = os.path.join(self.folder, server, _MANIFEST)
-        try:
-            with open(path, encoding="utf-8") as file:
-                return _parse(json.load(file))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path} cannot be understood, so what {server} wrote is not known: {error!r}") from error
+        return read(self.folder, server)
 
-    def make(self, server: str, sequence: int, made_at: str, images: Iterable[Tuple[StoredImage, str]]) -> OverlaySet:
-        """New ones over these images, each with the path to use for it. Raise StoreError; then there are none."""
+    def make(
+        self,
+        server: str,
+        sequence: int,
+        made_at: str,
+        images: Iterable[Tuple[StoredImage, str]],
+        job_id: Optional[str] = None,
+    ) -> OverlaySet:
+        """New ones over these images, each with the path to use for it, which this job has sent.
+
+        Raise StoreError; then there are none.
+        """
         where = os.path.join(self.folder, server)
         found = []
         try:
@@ -53,7 +56,7 @@ class Overlays:
                 self._run(("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, path))
                 kind = "block" if image.identity.startswith("lv:") else "file"
                 found.append(Overlay(image.owner.disk, path, base, kind, image.identity))
-            made = OverlaySet(server, sequence, made_at, tuple(found))
+            made = OverlaySet(server, sequence, made_at, tuple(found), job_id=job_id)
             self._write(where, made)
         except (OSError, CommandError) as error:
             shutil.rmtree(where, ignore_errors=True)
@@ -133,6 +136,21 @@ class Overlays:
         durable.replace(os.path.join(where, _MANIFEST), content.encode("utf-8"), mode=0o600)
 
 
+def read(folder: str, server: str) -> Optional[OverlaySet]:
+    """This server's in this folder; None if it has none. Raise StoreError if nobody can tell."""
+    where = os.path.join(folder, server)
+    try:
+        with open(os.path.join(where, _MANIFEST), encoding="utf-8") as file:
+            return _parse(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{where}/{_MANIFEST} cannot be understood, so what {server} wrote on its overlays is not known: "
+            f"{error!r}; if nothing of it is needed: rm -r {where}"
+        ) from error
+
+
 def _why(error: Union[OSError, CommandError]) -> str:
     """In few words: they are read on a terminal, on the day."""
     if isinstance(error, OSError):
@@ -145,5 +163,5 @@ def _parse(kept: Mapping[str, Any]) -> OverlaySet:
     overlays = tuple(Overlay(**one) for one in kept["overlays"])
     return OverlaySet(
         kept["server"], int(kept["sequence"]), kept["made_at"], overlays, kept["nvram"],
-        bool(kept.get("committing", False)), bool(kept.get("removing", False)),
+        bool(kept.get("committing", False)), bool(kept.get("removing", False)), kept.get("job_id"),
     )  # fmt: skip

@@ -61,7 +61,7 @@ def release(
     own = sets.of_server(known, server)
     ran_from = next((one for one in own if one.sequence == sequence), None)
     if made is not None and wish == "keep" and not made.removing:
-        _refuse_other_images(made, ran_from)
+        _refuse_another_set(made, ran_from, os.path.join(overlays.folder, server))
         # Half of it in the images is neither what was received nor what it wrote: that is known before the first byte.
         made = overlays.begin_commit(made)
     if wish != "discard" and (made is None or not made.removing):
@@ -120,15 +120,14 @@ def _needs(places: FirmwarePlaces, server: str) -> Optional[Requirements]:
         return None
 
 
-def _refuse_other_images(made: OverlaySet, ran_from: Optional[ImageSet]) -> None:
-    """Overlays hold differences: over any other image they are nonsense, and would destroy it."""
-    there = {image.identity: image.path for image in ran_from.images} if ran_from is not None else {}
-    for overlay in made.overlays:
-        if overlay.identity not in there:
-            raise StoreError(
-                f"the image under {overlay.path} is not where it was: what {made.server} wrote cannot be put into it; "
-                "copy the overlay if it is needed, then --discard"
-            )
+def _refuse_another_set(made: OverlaySet, ran_from: Optional[ImageSet], folder: str) -> None:
+    """Overlays hold differences: over any other set they are nonsense, and would destroy it. Raise StoreError."""
+    if ran_from is None or not made.lies_over(ran_from):
+        now = "is gone" if ran_from is None else "is another one now"
+        raise StoreError(
+            f"the set {made.sequence} that {made.server} ran on {now}: what it wrote cannot be put into it; copy its "
+            f"overlays if they are needed ({folder}), then --discard"
+        )
 
 
 def _keep_what_it_wrote(

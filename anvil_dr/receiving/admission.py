@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Set, Tuple
 
 from anvil_dr import definition, definition_files, firmware, naming, words
-from anvil_dr.activation import nodes
+from anvil_dr.activation import nodes, overlays
 from anvil_dr.cycling import cycle, placement, rotation, sets
 from anvil_dr.errors import (
     DefinitionError,
@@ -81,6 +81,9 @@ def check_server(
     check_firmware(target, sum(offer.firmware.values()))
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
+    if overlays.read(target.config.overlays, offer.name) is not None:
+        # Its mark may be lost, or could not be set. Under what it wrote, its set must stay as it is.
+        raise ServerActivatedError(offer.name, on_overlays=True)
     return warnings
 
 

@@ -85,4 +85,5 @@ def test_overlays_of_a_boot_that_failed_are_taken_away_and_those_that_it_ran_on_
         again = ground()
         again.prepare(PlannedServer(draft))
         again.undo(PlannedServer(draft))
-        assert overlays.of("Web01") is not None
+        made = overlays.of("Web01")
+        assert made is not None and made.job_id == "job-1", "the set that they lie over"

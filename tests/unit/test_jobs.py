@@ -16,8 +16,10 @@ from typing import Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import pytest
 
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.errors import AnvilDrError, ImageIOError, PeerGoneError, RemoteError
 from anvil_dr.model import INCOMPLETE, Location, StoredImage
+from anvil_dr.ports import Completed
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import OutgoingDisk, OutgoingServer
@@ -331,6 +333,19 @@ def test_an_activated_server_is_refused_until_it_is_released(tmp_path: Path) -> 
         (error,) = error_of(box, web.outgoing())
         assert "anvil-activate-dr --release Web01" in str(error)
         target.state.release("Web01")
+        assert error_of(box, web.outgoing()) == [None]
+
+
+def test_a_server_whose_overlays_nobody_has_decided_on_is_refused_even_if_its_mark_is_lost(tmp_path: Path) -> None:
+    box, web = DrBox(tmp_path), node(tmp_path)
+    overlays = Overlays(box.config.overlays, lambda argv, **unused: Completed(argv, b"", b""))
+    with box.running() as target:
+        box.send(web.outgoing())
+        overlays.make("Web01", 1, "now", [(image, image.path) for image in target.store.images()])
+        (error,) = error_of(box, web.outgoing())
+        assert isinstance(error, RemoteError) and error.remote_code == "ServerActivated"
+        assert "ran on overlays" in str(error) and "--release Web01, and --keep or --discard" in str(error)
+        overlays.remove("Web01")
         assert error_of(box, web.outgoing()) == [None]
 
 

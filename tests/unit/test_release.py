@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Tuple
 
@@ -73,7 +73,8 @@ def ran(tmp_path: Path) -> Iterator[Ran]:
     with State.open(str(box.state)) as state:
         store = DirectoryStore(str(box.images), state.owners)
         state.activate("Web01", 1, "alice")
-        overlays.make("Web01", 1, "2026-11-25T00:00:00+00:00", [(image, image.path) for image in store.images()])
+        images = [(image, image.path) for image in store.images()]
+        overlays.make("Web01", 1, "2026-11-25T00:00:00+00:00", images, "job-1")
         yield Ran(box, store, state, overlays, qemu_img, places)
 
 
@@ -123,3 +124,13 @@ def test_a_release_that_failed_while_overlays_were_removed_goes_on_as_it_was_beg
     (record,) = ran.state.set_records()
     assert [image.digest for image in record.images] == digests
     assert (ran.overlays.of("Web01"), ran.state.activations(), os.listdir(ran.overlays.folder)) == (None, {}, [])
+
+
+def test_what_it_wrote_is_not_put_into_a_set_that_was_received_into_the_same_images_later(ran: Ran) -> None:
+    (record,) = ran.state.set_records()
+    ran.state.finish(ran.state.begin("Web01", "promote", (), replace(record, job_id="job-2")))
+    with pytest.raises(StoreError, match="is another one now.*then --discard"):
+        ran.let_go("keep")
+    assert ran.qemu_img.ok == 2, "nothing was committed"
+    assert [image.digest for image in ran.state.set_records()[0].images] == ["sha256:00"] * 2
+    assert "is gone" in ran.let_go("discard")
