@@ -156,6 +156,18 @@ def test_one_server_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "Input/output error" in str(first) and second is None
 
 
+class AfterFirstDisk(Quiet):
+    """Does something when the first disk is done."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._acts = [act]
+
+    def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None:
+        while self._acts:
+            self._acts.pop()()
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_an_image_that_is_removed_by_hand_while_it_is_written_fails_its_server_only(
     tmp_path: Path, replaced: bool
@@ -164,13 +176,12 @@ def test_an_image_that_is_removed_by_hand_while_it_is_written_fails_its_server_o
     servers = [node(tmp_path, name, {f"{name}_0": noise(5000, 3)}).outgoing() for name in ("Db01", "Web01")]
 
     def remove() -> None:
-        if victim.exists():
-            victim.unlink()
-            if replaced:
-                victim.write_bytes(bytes(5000))
+        victim.unlink()
+        if replaced:
+            victim.write_bytes(bytes(5000))
 
     with box.running():
-        first, second = error_of(box, *servers, observer=Quiet(when_advanced=remove))
+        first, second = error_of(box, *servers, observer=AfterFirstDisk(remove))
         assert f"{victim} was removed or replaced" in str(first) and "send it again" in str(first)
         assert second is None
         assert "Db01_Db01_0_1.raw" not in box.names()
@@ -406,18 +417,6 @@ class FileSystem(DirectoryStore):
 class FileSystemBox(DrBox):
     def open_store(self, state: State) -> DirectoryStore:
         return FileSystem(str(self.store_folder), state.owners)
-
-
-class AfterFirstDisk(Quiet):
-    """Does something when the first disk is done."""
-
-    def __init__(self, act: Callable[[], None]) -> None:
-        super().__init__()
-        self._acts = [act]
-
-    def disk_done(self, server: str, disk: str, written_bytes: int, wire_bytes: int) -> None:
-        while self._acts:
-            self._acts.pop()()
 
 
 def test_what_a_job_has_written_already_is_not_kept_free_for_it_once_more(tmp_path: Path) -> None:
