@@ -231,6 +231,10 @@ class HypervisorError(AnvilDrError):
         super().__init__(message)
 
 
+class ShutdownRefusedError(HypervisorError):
+    """libvirt did not take the order to shut a server down: it runs on as if nobody had asked."""
+
+
 class NotStartedError(HypervisorError):
     """A server was asked to shut down for its image, and does not run again, or may be off soon (`is_off` False)."""
 

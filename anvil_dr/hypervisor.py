@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Final, Iterator, Optional, Tuple, Type
 import libvirt  # type: ignore[import-untyped, unused-ignore]
 import libvirt_qemu  # type: ignore[import-untyped, unused-ignore]
 
-from anvil_dr.errors import HypervisorError
+from anvil_dr.errors import HypervisorError, ShutdownRefusedError
 from anvil_dr.ports import Domain, DomainCapabilities, DomainState, HostFacts, Network, Platform
 from anvil_dr.preflight import domain_capabilities
 
@@ -32,6 +32,7 @@ _STATES: Final[Dict[int, DomainState]] = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
+_OFF: Final = ("shut off", "gone", "crashed")
 _CONNECT_SECONDS: Final = 20.0
 _POLL_SECONDS: Final = 0.1
 _CONSOLE_POLL_SECONDS: Final = 0.05
@@ -99,22 +100,24 @@ class LibvirtHypervisor:
             return str(self._connection.lookupByName(name).XMLDesc(flags))
 
     def shutdown(self, name: str, *, timeout_seconds: float) -> None:
-        if self.state(name) in ("paused", "suspended"):
-            raise HypervisorError(f"{name} is paused, so it cannot shut down; let it run first: virsh resume {name}")
         began = time.monotonic()
+        try:
+            if self.state(name) in ("paused", "suspended"):
+                raise HypervisorError(f"{name} is paused, so it cannot shut down; let it run: virsh resume {name}")
+            by_agent = self._shutdown_by_agent(name)
+        except HypervisorError as error:
+            raise ShutdownRefusedError(str(error), libvirt_code=error.libvirt_code) from error
         # An agent that took the order and does nothing leaves the second half to ACPI.
-        agent_until = began + timeout_seconds / 2 if self._shutdown_by_agent(name) else began
+        agent_until = began + timeout_seconds / 2 if by_agent else began
         asked_by_acpi = False
         while True:
             state = self.state(name)
-            if state in ("shut off", "gone", "crashed"):
+            if state in _OFF:
                 log.info("shut down server=%s seconds=%.1f", name, time.monotonic() - began)
                 return
             now = time.monotonic()
             if not asked_by_acpi and now >= agent_until:
-                with _asking(f"cannot shut down {name}"):
-                    self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-                log.info("shutdown asked server=%s by=acpi", name)
+                self._shutdown_by_acpi(name, agent_has_it=by_agent)
                 asked_by_acpi = True
             if now >= began + timeout_seconds:
                 raise HypervisorError(
@@ -271,6 +274,22 @@ class LibvirtHypervisor:
             return False
         log.info("shutdown asked server=%s by=agent", name)
         return True
+
+    def _shutdown_by_acpi(self, name: str, *, agent_has_it: bool) -> None:
+        try:
+            with _asking(f"cannot shut down {name}"):
+                self._connection.lookupByName(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+        except HypervisorError as refused:
+            if agent_has_it:
+                raise
+            try:
+                state = self.state(name)
+            except HypervisorError:
+                raise refused from None  # the connection broke, and the order may have been taken before that
+            if state not in _OFF:
+                raise ShutdownRefusedError(str(refused), libvirt_code=refused.libvirt_code) from refused
+            return  # it went off by itself meanwhile
+        log.info("shutdown asked server=%s by=acpi", name)
 
 
 @contextmanager

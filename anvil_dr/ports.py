@@ -268,7 +268,8 @@ class Hypervisor(Protocol):
     def shutdown(self, name: str, *, timeout_seconds: float) -> None:
         """Ask the guest to shut down, through its agent or else by ACPI, and wait until it is off.
 
-        Raise HypervisorError if it still runs after that time; it has been asked, and may yet go off.
+        Raise ShutdownRefusedError if the order was not taken, so that nobody has asked it; HypervisorError if it still
+        runs after that time, or nobody can tell: it may yet go off.
         """
         ...
 

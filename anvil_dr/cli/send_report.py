@@ -19,6 +19,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "PeerStandstill": "see on the DR box what its drives do (journalctl -k), and " + _AGAIN,
     "ServerActivated": "only if the server is not needed there any more; its changes there will be lost",
     "ServerBusy": "wait for that job to end (anvil-dr-status on the DR box), then run the same command again",
+    "ShutdownRefused": "the server runs on; once libvirt takes orders for it again, run the same command again",
     "SourceChanged": "make sure that nothing uses its disks, on no other node either, and run the same command again",
     "StoreFull": "make room in the store, or lower `copies` there, and run the same command again",
 }

@@ -16,7 +16,15 @@ from functools import partial
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Protocol
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import AnvilDrError, HypervisorError, NotStartedError, SourceChangedError, SourceError, StateError
+from anvil_dr.errors import (
+    AnvilDrError,
+    HypervisorError,
+    NotStartedError,
+    ShutdownRefusedError,
+    SourceChangedError,
+    SourceError,
+    StateError,
+)
 from anvil_dr.ports import DomainState, SourceHypervisor
 from anvil_dr.sending import off_rules
 from anvil_dr.sending.lasting_libvirt import BETWEEN_TRIES_SECONDS, TRY_SECONDS, LastingLibvirt
@@ -45,12 +53,14 @@ class Notes(Protocol):
 
 @dataclass
 class _Stopped:
-    """A server that was asked to shut down."""
+    """A server that was to be shut down."""
 
     name: str
     start: Callable[[], None]
     asked_at: Optional[float]
     """None if it was another run that asked, and this one has not even read its disks."""
+    asked: bool = True
+    """False if libvirt did not take the order to shut it down."""
     went_off: bool = False
     """Until then one that runs is only slow to shut down."""
 
@@ -145,7 +155,11 @@ class Keeper:
         stopped = _Stopped(name, self._noted(name), asked_at)
         try:
             self.tell(f"{name}: shutting down (it has {self._timeout_seconds:g} seconds)")
-            self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
+            try:
+                self.hypervisor.shutdown(name, timeout_seconds=self._timeout_seconds)
+            except ShutdownRefusedError:
+                stopped.asked = False
+                raise
             stopped.went_off = True
             state = self._libvirt.state(name)
             if state not in off_rules.OFF:
@@ -269,6 +283,9 @@ class Keeper:
     def _put_back(self, stopped: _Stopped, *, tries_seconds: float = TRY_SECONDS) -> None:
         """Start it, unless it runs. Never raises what libvirt says: `not_started` has it."""
         name = stopped.name
+        if not stopped.asked:
+            self._notes.forget(name)  # or the next run would start it if somebody shuts it down on purpose
+            return
         try:
             state = self._libvirt.persist(lambda: self._start_if_off(stopped), tries_seconds)
             if state == "crashed":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
-from anvil_dr.errors import HypervisorError
+from anvil_dr.errors import HypervisorError, ShutdownRefusedError
 from anvil_dr.ports import Domain, DomainState
 from anvil_dr.sending.off_notes import OffNote
 from tests.doubles.hypervisor import Clock, FakeHypervisor
@@ -49,6 +49,8 @@ class Machine:
     saved: Set[str] = field(default_factory=set)
     goes_off_at: Optional[float] = None
     """When a server that was asked to shut down is off; None: half a minute later."""
+    shutdown_refused: str = ""
+    """Why libvirt does not even take the order."""
     start_errors: List[str] = field(default_factory=list)
     boot_errors: List[str] = field(default_factory=list)
     definitions: Dict[str, str] = field(default_factory=dict)
@@ -117,6 +119,8 @@ class Connection(FakeHypervisor):
 
     def shutdown(self, name: str, *, timeout_seconds: float) -> None:
         machine = self._ask()
+        if machine.shutdown_refused:
+            raise ShutdownRefusedError(machine.shutdown_refused)
         machine.events.append(f"shutdown {name}")
         if machine.goes_off_at is None:
             machine.clock.sleep(30)

@@ -10,7 +10,7 @@ from typing import Callable, List
 import pytest
 
 from anvil_dr.definition import TpmRequirement
-from anvil_dr.errors import HypervisorError, SourceChangedError, SourceError, StateError
+from anvil_dr.errors import HypervisorError, ShutdownRefusedError, SourceChangedError, SourceError, StateError
 from anvil_dr.ports import DomainState
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.off_notes import OffNotes
@@ -134,6 +134,19 @@ def test_a_server_that_never_goes_off_is_not_waited_for_for_ever() -> None:
     assert machine.events == ["shutdown Web01"] and machine.domains == {"Web01": "running"}
     assert machine.clock.time < 10_000
     assert "may go off yet" in str(kept.not_started["Web01"]) and not kept.not_started["Web01"].is_off
+
+
+def test_a_server_whose_shutdown_libvirt_refused_is_neither_waited_for_nor_started_another_night() -> None:
+    machine = Machine(shutdown_refused="cannot acquire state change lock")
+    kept, began = keeper(machine), machine.clock.time
+    with pytest.raises(ShutdownRefusedError, match="state change lock"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    kept.start_late()
+    assert kept.not_started == {} and machine.clock.time == began
+    machine.domains["Web01"] = "shut off"  # somebody wants it so
+    with keeper(machine).off("Web01"):
+        pass
+    assert machine.events == [] and machine.domains == {"Web01": "shut off"}
 
 
 def test_no_server_is_shut_down_after_an_interruption() -> None:
