@@ -36,7 +36,8 @@ def assemble(
     """
     entries = tuple(pending)
     claims: _Claims = {}
-    for record in (*records, *(entry.record for entry in entries if entry.record is not None)):
+    # A plan has the set as it was received; what has become of it since is in its record, if it has one already.
+    for record in (*(entry.record for entry in entries if entry.record is not None), *records):
         for remembered in record.images:
             if remembered.identity:
                 claims[record.server, remembered.disk, remembered.identity] = (record, remembered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import List, Sequence, Tuple
 
 from hypothesis import given
@@ -183,3 +184,9 @@ def test_the_order_in_which_a_store_lists_its_images_does_not_matter(
     shuffled = list(images)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert sets.assemble(shuffled, records) == sets.assemble(images, records)
+
+
+def test_what_has_become_of_a_set_since_counts_also_while_it_is_still_to_be_published() -> None:
+    ran = replace(NEW, ran_here_until="2026-11-21T00:00:00+00:00")
+    (found, _) = sets.assemble(WHOLE, [OLD, ran], [JournalEntry(1, "Web01", "publish", (), NEW)])
+    assert found.complete and found.record == ran
