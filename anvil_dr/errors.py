@@ -127,6 +127,17 @@ class ServerActivatedError(AnvilDrError):
         )
 
 
+class RanHereError(AnvilDrError):
+    """A set that came before the server ran here would go over what it wrote."""
+
+    def __init__(self, server: str, sequence: object, until: str, received_at: str, devices: str) -> None:
+        self.server, self.sequence, self.until = server, sequence, until
+        super().__init__(
+            f"set {sequence} of server {server} holds what it wrote here until {until}, after what is on {devices} was "
+            f"made ({received_at}); so it is not written over by that, but only by a new job from its node"
+        )
+
+
 class NotAllowedError(AnvilDrError):
     """The key that opened this session is not for this server."""
 

@@ -13,6 +13,8 @@ from anvil_dr import definition, definition_files, firmware
 from anvil_dr.activation import boot_firmware
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
+from anvil_dr.caching import cached_sets
+from anvil_dr.caching.cached_sets import CachedSet
 from anvil_dr.cycling import sets
 from anvil_dr.definition import Requirements
 from anvil_dr.errors import DefinitionError, ImageInUseError, StoreError, UsageError
@@ -27,6 +29,13 @@ Wish = Literal["keep", "discard"]
 
 _KEPT: Final = "released. Set {set} holds what it wrote here, until its next job"
 _DISCARDED: Final = "released. What it wrote here is gone; set {set} is as it was received"
+
+_STAYS: Final = (
+    "; a set that was received {received_at}, before that, waits on cache drive {devices} and stays there until then"
+)
+_COMES: Final = (
+    "; a newer one, received {received_at}, waits on cache drive {devices} and goes to the store once that is there"
+)
 
 _KEPT_CACHED: Final = (
     "released. Its set on the cache drive holds what it wrote here; the service copies it to the store as its newest"
@@ -80,7 +89,13 @@ def release(
     overlays.remove(server)
     if sequence == CACHED:
         return _DISCARDED_CACHED if wish == "discard" else _KEPT_CACHED
-    return (_DISCARDED if wish == "discard" else _KEPT).format(set=sequence)
+    done, waits = (_DISCARDED, _COMES) if wish == "discard" else (_KEPT, _STAYS)
+    return done.format(set=sequence) + _about_waiting(waits, cached_sets.of_server(places.state, server), own)
+
+
+def _about_waiting(waits: str, waiting: Iterable[CachedSet], own: Tuple[ImageSet, ...]) -> str:
+    newer = [one for one in waiting if not sets.has_one_as_new(own, one)]
+    return "".join(waits.format(received_at=one.received_at, devices=listed(one.devices)) for one in newer[-1:])
 
 
 def _decided(server: str, wish: Optional[Wish], made: Optional[OverlaySet], folder: str) -> Optional[Wish]:

@@ -127,13 +127,22 @@ def find(
     warnings: List[str] = []
     for server, cached in sorted(newest.items()):
         own_sets = sets.of_server(stored, server)
-        if sets.has_one_as_new(own_sets, cached.job_id, cached.received_at, cached.jobs_before):
+        if sets.has_one_as_new(own_sets, cached):
             continue
+        ran = sets.ran_after(own_sets, cached)
         try:
             own = _images(cached, by_identity, mounted_by_service, store_in)
         except StoreError as error:
-            warnings.append(f"the newest set of {server}, received {cached.received_at}, is on a cache drive: {error}")
+            # What it wrote here goes before: nobody has to look for that drive.
+            if ran is None:
+                what = f"the newest set of {server}, received {cached.received_at}"
+                warnings.append(f"{what}, is on a cache drive: {error}")
             continue
+        if ran is not None:
+            warnings.append(
+                f"{server}: its set on a cache drive was received {cached.received_at}, before it ran here; "
+                f"to go on with what it wrote here: --server {server} --sequence {ran.sequence}"
+            )
         lying += own.values()
         records.append(_record(cached, own))
     return Bootable(StoreWithCached(store, lying), tuple(records), tuple(warnings))

@@ -10,8 +10,11 @@ When a set is given up:
 - So where its drive is absent, or fails while it is read, the next job of its server goes around it: to another drive
   while the store has a complete set; straight into the store's `_incomplete` images where it has none, since nothing in
   them is needed any more. If that job fails as well, the drive still has the set, and it's copied when it is there.
-- The one exception: a set that its drive does not give back, although the drive is there, makes room for the next job
-  if that fits nowhere else and the store has a complete set (`make_room`).
+- A set that the server ran on here is newer than what was complete before that, and holds what is nowhere else: no set
+  that waits is written over it. Both stay as they are until a job has succeeded.
+- The one exception: a set that its drive does not give back, although the drive is there, or that stays because
+  the server ran here, makes room for the next job if that fits nowhere else and the store has a complete set
+  (`make_room`).
 """
 
 from __future__ import annotations
@@ -29,7 +32,14 @@ from anvil_dr.caching.blame import blamed_for_bytes, blamed_on
 from anvil_dr.caching.cached_sets import CachedImage, CachedSet
 from anvil_dr.caching.difference import Advanced, Difference, scan
 from anvil_dr.cycling import sets
-from anvil_dr.errors import AnvilDrError, CacheDriveError, DigestMismatchError, ServerActivatedError, ServiceError
+from anvil_dr.errors import (
+    AnvilDrError,
+    CacheDriveError,
+    DigestMismatchError,
+    RanHereError,
+    ServerActivatedError,
+    ServiceError,
+)
 from anvil_dr.model import INCOMPLETE, ImageRecord, Owner, StoredImage
 from anvil_dr.ports import CacheFolder, Image
 from anvil_dr.receiving import admission
@@ -45,12 +55,13 @@ def copy(target: Target, cached: CachedSet, firmware: Optional[Mapping[str, byte
 
     With `firmware` it isn't remembered yet, and is as soon as its digests are known to be right.
     Raise CacheDriveError if a drive is not there or fails, DigestMismatchError, StoreError, StateError,
-    ServerActivatedError; then everything stays as it is, and this can be tried again.
+    ServerActivatedError, RanHereError; then everything stays as it is, and this can be tried again.
     """
     with ExitStack() as held:
         files = _files(target, cached, held)
         stored = admission.server_sets(target, cached.server)
-        if not sets.has_one_as_new(stored, cached.job_id, cached.received_at, cached.jobs_before):
+        if not sets.has_one_as_new(stored, cached):
+            refuse_if_ran_after(target, cached)
             _into_store(target, cached, files, held, firmware)
         # Whoever boots it marks the server first, then looks who has the files open: these have, until they are gone.
         if cached.server in target.state.activations():
@@ -59,10 +70,19 @@ def copy(target: Target, cached: CachedSet, firmware: Optional[Mapping[str, byte
         cached_sets.forget(target.config.state, cached)
 
 
+def refuse_if_ran_after(target: Target, cached: CachedSet) -> None:
+    """Raise RanHereError if the store has what the server wrote here after this set was complete."""
+    ran = sets.ran_after(admission.server_sets(target, cached.server), cached)
+    if ran is not None and ran.record is not None and ran.record.ran_here_until is not None:
+        devices = ", ".join(cached.devices)
+        raise RanHereError(cached.server, ran.sequence, ran.record.ran_here_until, cached.received_at, devices)
+
+
 def copy_what_waits(target: Target, server: str) -> Tuple[CachedSet, ...]:
     """Copy the newest set of a server that can be had, and free those that are older.
 
-    Returns those that stay, because their drives are not there or don't give them back. Raise StoreError or StateError
+    Returns those that stay, because their drives are not there or don't give them back, or because the server ran here
+    since. Raise StoreError or StateError
     where only the store keeps one from being copied.
     """
     stay: List[CachedSet] = []
@@ -75,11 +95,14 @@ def copy_what_waits(target: Target, server: str) -> Tuple[CachedSet, ...]:
                 server, cached.received_at, ",".join(cached.devices), error.code, error,
             )  # fmt: skip
             stay.append(cached)
+        except RanHereError as error:
+            log.warning("set stays on its cache drive server=%s code=%s error=%s", server, error.code, error)
+            stay.append(cached)
     return tuple(stay)
 
 
 def make_room(target: Target, stay: Tuple[CachedSet, ...]) -> bool:
-    """Give up sets that their drives don't give back, for a job that fits nowhere else. True if there were any.
+    """Give up sets that stay on their drives, for a job that fits nowhere else. True if there were any.
 
     Only where the drive is there, and the store has a complete set. Raise StoreError, StateError.
     """
@@ -96,7 +119,7 @@ def make_room(target: Target, stay: Tuple[CachedSet, ...]) -> bool:
             log.info("no room is made server=%s error=%s", cached.server, error)
             continue
         log.error(
-            "a set that its cache drive does not give back is given up server=%s received_at=%s devices=%s",
+            "a set on a cache drive is given up to make room for a job server=%s received_at=%s devices=%s",
             cached.server, cached.received_at, ",".join(cached.devices),
         )  # fmt: skip
         cached_sets.forget(target.config.state, cached)
@@ -252,6 +275,11 @@ class _Copy(SetWriter):
     def identities(self) -> Tuple[str, ...]:
         """Of the images in the store."""
         return tuple(image.identity for image in self._images.values())
+
+    def _refuse_if_activated(self) -> None:
+        """Nor may it have been activated and released since this began: asked again before each change."""
+        super()._refuse_if_activated()
+        refuse_if_ran_after(self._target, self._cached)
 
     def fill(self, one: CachedImage, source: Image, advanced: Advanced) -> None:
         """Raise DigestMismatchError, ImageIOError."""

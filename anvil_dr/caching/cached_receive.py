@@ -109,8 +109,9 @@ class CachedReceiver(ServerReceiver):
             self._offer.definition,
             tuple(self._offer.left_out),
             firmware={name: len(content) for name, content in self._firmware.items()},
-            jobs_before=self._jobs_before(),
         )
+        waiting = cached_sets.of_server(target.config.state, server)
+        cached = cached_sets.newer_than(target.state.set_records(server), waiting, cached)
         cached_sets.keep(target.config.state, cached, self._firmware)
         self.cached = cached
         log.info(
@@ -120,11 +121,6 @@ class CachedReceiver(ServerReceiver):
         for disk, image in self._images.items():
             self._name_complete(self._folders[disk], image)
         return cached.received_at, os.path.join(target.config.definitions, f"{server}.xml"), False, ()
-
-    def _jobs_before(self) -> Tuple[str, ...]:
-        server, target = self._offer.name, self._target
-        received = [one.job_id for one in target.state.set_records(server)]
-        return (*received, *(one.job_id for one in cached_sets.of_server(target.config.state, server)))
 
     @contextmanager
     def _using(self, disk: str) -> Iterator[None]:

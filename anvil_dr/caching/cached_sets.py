@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field, replace
-from typing import Dict, Final, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Dict, Final, FrozenSet, Iterable, List, Mapping, Optional, Tuple
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageNameError, ProtocolError, StateError
+from anvil_dr.model import SetRecord
 from anvil_dr.wire import typed_json
 from anvil_dr.wire.protocol import DiskOffer, ServerOffer
 
@@ -57,7 +58,9 @@ class CachedSet:
     """When the server was given back that had run on it; its images have no digests since then. ISO 8601, UTC."""
     firmware: Mapping[str, int] = field(default_factory=dict)
     jobs_before: Optional[Tuple[str, ...]] = None
-    """Those whose sets were known when it was complete; None for one that was received elsewhere."""
+    """Those whose sets are older: all that were known when it was complete, and what was carried in since."""
+    runs_before: Optional[Tuple[str, ...]] = None
+    """The `ran_here_until` of the store's sets when it was complete."""
     carried: bool = False
     """True if it was carried in on its drives: they are somebody's, and nothing is removed from them."""
 
@@ -94,6 +97,16 @@ def keep(state_directory: str, cached: CachedSet, firmware: Mapping[str, bytes])
         durable.replace(os.path.join(where, _FILE), typed_json.write(cached), mode=0o600)
     except OSError as error:
         raise StateError(f"the cached set of server {cached.server} cannot be remembered: {error}") from error
+
+
+def newer_than(records: Iterable[SetRecord], waiting: Iterable[CachedSet], cached: CachedSet) -> CachedSet:
+    """The same set, noted as newer than these, of the store and on cache drives. Touches nothing."""
+    stored = tuple(records)
+    return replace(
+        cached,
+        jobs_before=(*(one.job_id for one in stored), *(one.job_id for one in waiting)),
+        runs_before=tuple(one.ran_here_until for one in stored if one.ran_here_until is not None),
+    )
 
 
 def forget(state_directory: str, cached: CachedSet) -> None:

@@ -131,8 +131,9 @@ def _import(target: Target, drive: CacheDrive, server: CarriedServer, job_id: st
     try:
         admission.claim_names(target, offer)
         cached = _cached(target, drive, server)
-        if sets.has_one_as_new(admission.server_sets(target, server.name), cached.job_id, cached.received_at):
+        if sets.has_one_as_new(admission.server_sets(target, server.name), cached):
             return False
+        cached_copy.refuse_if_ran_after(target, cached)
         began = target.now()
         with target.names:
             # What does not fit, or is in use, is refused before a terabyte has been read for it.

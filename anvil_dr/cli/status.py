@@ -105,7 +105,10 @@ def _waiting(config: configuration.Config, drives: Tuple[CacheDrive, ...]) -> Tu
         return next(filter(None, found), None)
 
     return tuple(
-        status.WaitingSet(one.server, one.job_id, one.received_at, one.devices, problem(one.drives), one.jobs_before)
+        status.WaitingSet(
+            one.server, one.job_id, one.received_at, one.devices, problem(one.drives), one.jobs_before,
+            one.runs_before, one.ran_here_until,
+        )  # fmt: skip
         for one in cached_sets.all_of_them(config.state)
     )
 

@@ -5,7 +5,7 @@ Pure. A sequence in a name says where a set stands, but only the identities say 
 
 from __future__ import annotations
 
-from typing import Collection, Dict, FrozenSet, Iterable, List, Optional, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Optional, Protocol, Tuple
 
 from anvil_dr.model import (
     INCOMPLETE,
@@ -18,6 +18,30 @@ from anvil_dr.model import (
     SetRecord,
     StoredImage,
 )
+
+
+class Waiting(Protocol):
+    """A complete set that lies on a cache drive, or is carried in on one."""
+
+    @property
+    def job_id(self) -> str: ...
+
+    @property
+    def received_at(self) -> str:
+        """ISO 8601, UTC."""
+
+    @property
+    def ran_here_until(self) -> Optional[str]:
+        """When the server was given back that had run on it; ISO 8601, UTC."""
+
+    @property
+    def jobs_before(self) -> Optional[Tuple[str, ...]]:
+        """The jobs whose sets are older; None if nobody noted that."""
+
+    @property
+    def runs_before(self) -> Optional[Tuple[str, ...]]:
+        """The `ran_here_until` of the sets that were known when it was complete; None if nobody noted that."""
+
 
 _Claim = Tuple[SetRecord, ImageRecord]
 _Claims = Dict[Tuple[str, str, str], _Claim]
@@ -67,18 +91,33 @@ def newest_complete(sets: Iterable[ImageSet]) -> Optional[ImageSet]:
     return min(complete, key=lambda one: _rank(one.sequence), default=None)
 
 
-def has_one_as_new(
-    own: Iterable[ImageSet], job_id: str, received_at: str, jobs_before: Optional[Collection[str]] = None
-) -> bool:
-    """True if a complete set among these is that of this job, or came after it. Those of one server.
+def has_one_as_new(own: Iterable[ImageSet], waiting: Waiting) -> bool:
+    """True if a complete set among these is that one, or came after it. Those of one server.
 
-    `jobs_before`: those whose sets were known when this one was received. Where that is not known, because it was
-    received elsewhere, the times have to tell: a clock that was wrong makes an older set of a newer one.
+    Where nobody noted which jobs were before it, the times have to tell: a clock that was wrong makes an older set of a
+    newer one.
     """
     records = [one.record for one in own if one.complete and not one.rotten and one.record is not None]
-    if jobs_before is not None:
-        return any(record.job_id not in jobs_before for record in records)
-    return any(record.job_id == job_id or record.received_at > received_at for record in records)
+    if waiting.jobs_before is not None:
+        return any(record.job_id not in waiting.jobs_before for record in records)
+    return any(record.job_id == waiting.job_id or record.received_at > waiting.received_at for record in records)
+
+
+def ran_after(own: Iterable[ImageSet], waiting: Waiting) -> Optional[ImageSet]:
+    """The complete set among these that the server ran on here after that one was complete, or ran itself.
+
+    It holds what is nowhere else. None if there is none.
+    """
+    for one in own:
+        until = one.record.ran_here_until if one.complete and one.record is not None else None
+        if until is None:
+            continue
+        if waiting.ran_here_until is not None or waiting.runs_before is None:
+            if until > (waiting.ran_here_until or waiting.received_at):
+                return one
+        elif until not in waiting.runs_before:
+            return one
+    return None
 
 
 def _rank(sequence: Sequence) -> Tuple[bool, int]:

@@ -55,7 +55,11 @@ class WaitingSet:
     problem: Optional[str] = None
     """Why they can't be used now; None if they can."""
     jobs_before: Optional[Tuple[str, ...]] = None
-    """Those whose sets were known when it was complete; None for one that was received elsewhere."""
+    """Those whose sets are older; None if nobody noted that."""
+    runs_before: Optional[Tuple[str, ...]] = None
+    """The `ran_here_until` of the store's sets when it was complete."""
+    ran_here_until: Optional[str] = None
+    """When the server was given back that had run on it."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +231,15 @@ def _about_waiting(
     for one in waiting:
         what, where = f"complete set, received {words.age(one.received_at, now)}", words.listed(one.devices)
         where = words.printable(f"cache drive {where}")
-        if sets.has_one_as_new(present, one.job_id, one.received_at, one.jobs_before):
+        ran = sets.ran_after(present, one)
+        if sets.has_one_as_new(present, one):
             yield Remark(f"a {what}, is on {where} and not needed any more: it is removed there", serious=False)
+        elif ran is not None:
+            yield Remark(
+                f"a {what}, is on {where} and stays there until its next job has succeeded: "
+                f"set {ran.sequence} holds what it wrote here after that",
+                serious=False,
+            )
         elif one.problem is None:
             yield Remark(f"a {what}, is on {where} and on its way to the store", serious=False)
         elif stored:

@@ -149,6 +149,18 @@ def test_a_set_that_the_store_has_as_new_is_not_booted_from_a_drive(
     assert server["set"]["sequence"] == 1
 
 
+def test_a_set_that_was_received_before_the_server_ran_here_is_booted_with_a_warning_and_nobody_has_to_look_for_it(
+    box: FilledBox, drives: FolderDrives, command: Command
+) -> None:
+    with State.open(str(box.state)) as state:
+        (record,) = state.set_records("Web01")
+        state.ran_here((image.identity for image in record.images), "2026-11-22T00:00:00+00:00")
+    out = " ".join(command("--check")[1].split())
+    assert "before it ran here; to go on with what it wrote here: --server Web01 --sequence 1" in out
+    drives.pulled.append(DRIVE)
+    assert "plug in" not in command("--check")[1]
+
+
 def test_what_it_wrote_goes_to_the_store_once_it_is_released(
     box: FilledBox, drives: FolderDrives, command: Command, hypervisor: LibvirtHypervisor
 ) -> None:

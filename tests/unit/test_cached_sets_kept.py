@@ -294,3 +294,74 @@ def test_what_was_copied_with_its_drive_pulled_in_the_end_is_removed_when_it_com
         plug_in(waiting, target)
         assert waiting.stored(1)
     assert waiting.drives.names() == [] and remembered(waiting) == []
+
+
+def run_here(web: CachingBox, target: Target) -> List[bytes]:
+    """Activated from set 1 in the store, written to, and given back. Returns its images."""
+    target.state.activate("Web01", 1, "root")
+    paths = [web.box.store_folder / f"Web01_{disk}_1.raw" for disk in two_disks(0)]
+    with open(paths[0], "r+b") as image:
+        image.write(b"the day's orders")
+    (record,) = target.state.set_records("Web01")
+    target.state.ran_here((image.identity for image in record.images), "2020-01-01T00:00:00+00:00")
+    target.state.release("Web01")
+    return [path.read_bytes() for path in paths]
+
+
+def in_store(web: CachingBox) -> List[bytes]:
+    return [web.box.image(f"Web01_{disk}_1") for disk in two_disks(0)]
+
+
+def test_what_a_server_wrote_here_since_is_not_written_over_and_the_next_job_frees_the_drive(
+    waiting: CachingBox,
+) -> None:
+    waiting.drives.pulled.append(FIRST)
+    with waiting.box.running() as target:
+        written = run_here(waiting, target)  # the clock was behind: that says nothing
+        plug_in(waiting, target)
+        assert in_store(waiting) == written
+        assert remembered(waiting) == ["Web01"] and len(on_drive(waiting, FIRST)) == 2
+        waiting.change(2)
+        with pytest.raises(PeerGoneError):
+            waiting.box.send(waiting.nodes["Web01"].outgoing(), break_after_bytes=1)
+        wait(target)
+        assert in_store(waiting) == written and len(on_drive(waiting, FIRST)) == 2
+        assert waiting.send() == [None]
+        wait(target)
+        assert waiting.stored(2)
+    assert waiting.drives.names() == [] and remembered(waiting) == []
+
+
+def test_it_makes_room_for_a_job_that_fits_nowhere_else_before_what_the_server_wrote_does(
+    waiting: CachingBox,
+) -> None:
+    waiting.drives.sizes = {FIRST: 12 * MIB}
+    waiting.drives.pulled.append(FIRST)
+    with waiting.box.running() as target:
+        written = run_here(waiting, target)
+        plug_in(waiting, target)
+        waiting.change(2)
+        with pytest.raises(PeerGoneError):
+            waiting.box.send(waiting.nodes["Web01"].outgoing(), break_after_bytes=1)
+        wait(target)
+        assert in_store(waiting) == written and remembered(waiting) == []
+        assert waiting.send() == [None]
+        wait(target)
+        assert waiting.stored(2)
+
+
+def test_a_server_that_runs_here_and_is_given_back_while_its_set_is_read_keeps_what_it_wrote(
+    waiting: CachingBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, written = cached_copy.scan, []
+
+    def slow(*arguments):  # type: ignore[no-untyped-def]
+        if not written:
+            written.extend(run_here(waiting, now))
+        return scan(*arguments)
+
+    monkeypatch.setattr(cached_copy, "scan", slow)
+    waiting.drives.pulled.append(FIRST)
+    with waiting.box.running() as now:
+        plug_in(waiting, now)
+        assert written and in_store(waiting) == written and remembered(waiting) == ["Web01"]

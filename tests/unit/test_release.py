@@ -16,6 +16,8 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.activation.release import Wish, release
 from anvil_dr.activation.survey import survey
+from anvil_dr.caching import cached_sets
+from anvil_dr.caching.cached_sets import CachedImage, CachedSet
 from anvil_dr.errors import CommandError, StoreError, UsageError
 from anvil_dr.ports import Completed
 from anvil_dr.records.state import State
@@ -134,3 +136,22 @@ def test_what_it_wrote_is_not_put_into_a_set_that_was_received_into_the_same_ima
     assert ran.qemu_img.ok == 2, "nothing was committed"
     assert [image.digest for image in ran.state.set_records()[0].images] == ["sha256:00"] * 2
     assert "is gone" in ran.let_go("discard")
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("keep", "Set 1 holds what it wrote here, until its next job; a set that was received "
+                 "2026-11-22T00:00:00+00:00, before that, waits on cache drive /dev/sdb (USB, S1) and stays there "
+                 "until then"),
+        ("discard", "set 1 is as it was received; a newer one, received 2026-11-22T00:00:00+00:00, "
+                    "waits on cache drive /dev/sdb (USB, S1) and goes to the store once that is there"),
+    ],
+)  # fmt: skip
+def test_a_newer_set_that_waits_on_a_cache_drive_is_told_with_what_becomes_of_it(
+    ran: Ran, wish: Wish, said: str
+) -> None:
+    image = CachedImage("Web01_0", "/dev/vg0/Web01_0", 4, "sha256:00", "uuid", "/dev/sdb", "/dev/sdb (USB, S1)")
+    cached = CachedSet("Web01", "an-a05n01", "job-9", "2026-11-22T00:00:00+00:00", (image,), "<domain/>")
+    cached_sets.keep(str(ran.box.state), cached, {})
+    assert ran.let_go(wish).endswith(said)

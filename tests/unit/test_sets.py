@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import List, Sequence, Tuple
+from dataclasses import dataclass, replace
+from typing import List, Optional, Sequence, Tuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -190,3 +191,38 @@ def test_what_has_become_of_a_set_since_counts_also_while_it_is_still_to_be_publ
     ran = replace(NEW, ran_here_until="2026-11-21T00:00:00+00:00")
     (found, _) = sets.assemble(WHOLE, [OLD, ran], [JournalEntry(1, "Web01", "publish", (), NEW)])
     assert found.complete and found.record == ran
+
+
+@dataclass(frozen=True)
+class OnDrive:
+    """Implements sets.Waiting."""
+
+    job_id: str = "on drive"
+    received_at: str = "2026-11-22T00:00:00+00:00"
+    ran_here_until: Optional[str] = None
+    jobs_before: Optional[Tuple[str, ...]] = None
+    runs_before: Optional[Tuple[str, ...]] = None
+
+
+@pytest.mark.parametrize(
+    ("until", "waiting", "later"),
+    [
+        (None, OnDrive(), False),
+        ("2026-11-23T00:00:00+00:00", OnDrive(), True),
+        ("2026-11-21T00:00:00+00:00", OnDrive(), False),
+        ("2026-11-21T00:00:00+00:00", OnDrive(runs_before=("2026-11-21T00:00:00+00:00",)), False),
+        # The clock was set back between the two.
+        ("2024-01-01T00:00:00+00:00", OnDrive(runs_before=()), True),
+        ("2026-11-23T00:00:00+00:00", OnDrive(runs_before=("2026-11-23T00:00:00+00:00",)), False),
+        # Both ran.
+        ("2026-11-23T00:00:00+00:00", OnDrive(runs_before=(), ran_here_until="2026-11-24T00:00:00+00:00"), False),
+        ("2026-11-25T00:00:00+00:00", OnDrive(runs_before=(), ran_here_until="2026-11-24T00:00:00+00:00"), True),
+    ],
+)
+def test_a_set_that_ran_here_later_is_known_by_what_was_noted_and_else_by_its_time(
+    until: Optional[str], waiting: OnDrive, later: bool
+) -> None:
+    own = sets.assemble(WHOLE, [OLD, replace(NEW, ran_here_until=until)])
+    found = sets.ran_after(own, waiting)
+    assert (found.sequence if found is not None else None) == (1 if later else None)
+    assert sets.ran_after(own[1:], waiting) is None

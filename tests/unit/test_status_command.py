@@ -121,6 +121,16 @@ def test_a_set_that_waits_on_a_cache_drive_alarms_where_its_drive_is_not_there(
     assert ("is copied by itself" in remark.text) == (problem is not None)
 
 
+def test_a_set_that_was_received_before_the_server_ran_here_is_said_to_stay(box: Config) -> None:
+    received_at, ran = "2026-11-20T10:00:00+00:00", "2026-11-20T11:00:00+00:00"
+    waiting = WaitingSet("Web01", "job2", received_at, ("/dev/sdb (USB, S1)",), "it is not plugged in")
+    seen = look(box, waiting=lambda drives: (waiting,))
+    seen = replace(seen, records=tuple(replace(one, ran_here_until=ran) for one in seen.records or ()))
+    (server,) = assess(seen, datetime(2026, 11, 20, 12, tzinfo=timezone.utc)).servers
+    (remark,) = [remark for remark in server.remarks if "on cache drive" in remark.text]
+    assert not remark.serious and "stays there until its next job has succeeded" in remark.text
+
+
 @contextmanager
 def service(path: Path, answer: Message, asked: List[Hello]) -> Iterator[None]:
     """Answers one session on the socket."""
