@@ -109,6 +109,21 @@ def newer_than(records: Iterable[SetRecord], waiting: Iterable[CachedSet], cache
     )
 
 
+def put_before(state_directory: str, carried: CachedSet) -> Tuple[CachedSet, ...]:
+    """Note with the sets of a server that wait, and are newer than one that is carried in, that it is older.
+
+    Only their times can tell. Returns those. Raise StateError.
+    """
+    newer = []
+    for one in of_server(state_directory, carried.server):
+        if one.job_id == carried.job_id or one.received_at <= carried.received_at:
+            continue
+        newer.append(one)
+        if one.jobs_before is not None and carried.job_id not in one.jobs_before:
+            keep(state_directory, replace(one, jobs_before=(*one.jobs_before, carried.job_id)), {})
+    return tuple(newer)
+
+
 def forget(state_directory: str, cached: CachedSet) -> None:
     """It is not needed any more. Nothing happens if it is forgotten already. Raise StateError."""
     where = _place(state_directory, cached)

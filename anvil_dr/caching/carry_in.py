@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 from anvil_dr import words
-from anvil_dr.caching import cached_copy
+from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.caching.blame import blamed_on, known_as
 from anvil_dr.caching.cached_sets import CachedImage, CachedSet
 from anvil_dr.cycling import sets
@@ -37,6 +37,8 @@ class Imported:
     error: Optional[AnvilDrError] = None
     was_here: bool = False
     """True if the store has this very set, or a newer one: nothing was done."""
+    note: str = ""
+    """What else there is to know, in words."""
 
 
 def bring_in(target: Target, device: str) -> Tuple[Imported, ...]:
@@ -111,7 +113,7 @@ def _one(target: Target, drive: CacheDrive, server: CarriedServer) -> Imported:
     job_id = f"{target.now()[:19].replace(':', '').replace('-', '')}-{uuid.uuid4().hex[:8]}"
     name, began = words.printable(server.name[:255]), target.now()
     try:
-        done = _import(target, drive, server, job_id)
+        done, newer = _import(target, drive, server, job_id)
     except AnvilDrError as error:
         log.error("server not imported server=%s device=%s code=%s error=%s", name, drive.device, error.code, error)
         if target.state.is_at_work(server.name):
@@ -119,11 +121,24 @@ def _one(target: Target, drive: CacheDrive, server: CarriedServer) -> Imported:
             target.state.job_finished(record)
         return Imported(name, error)
     log.info("server imported server=%s device=%s was_here=%s", name, drive.device, not done)
-    return Imported(name, None, was_here=not done)
+    return Imported(name, None, was_here=not done, note=_waits(newer))
 
 
-def _import(target: Target, drive: CacheDrive, server: CarriedServer, job_id: str) -> bool:
-    """False if the store has it, or a newer one, already. Raise AnvilDrError."""
+def _waits(newer: Tuple[CachedSet, ...]) -> str:
+    if not newer:
+        return ""
+    one = newer[-1]
+    where = words.printable(words.listed(one.devices))
+    return f"a newer one, received {one.received_at}, waits on cache drive {where}: plug that in, and it is taken"
+
+
+def _import(
+    target: Target, drive: CacheDrive, server: CarriedServer, job_id: str
+) -> Tuple[bool, Tuple[CachedSet, ...]]:
+    """False if the store has it, or a newer one, already; and newer ones that wait on cache drives.
+
+    Raise AnvilDrError.
+    """
     offer, firmware = server.offer(), server.firmware_files()
     announcement.check_server(offer)
     admission.check_server(target, offer, ("*",))
@@ -132,18 +147,27 @@ def _import(target: Target, drive: CacheDrive, server: CarriedServer, job_id: st
         admission.claim_names(target, offer)
         cached = _cached(target, drive, server)
         if sets.has_one_as_new(admission.server_sets(target, server.name), cached):
-            return False
+            return False, ()
         cached_copy.refuse_if_ran_after(target, cached)
         began = target.now()
         with target.names:
             # What does not fit, or is in use, is refused before a terabyte has been read for it.
             admission.plan_servers(target, job_id, [offer], (server.name,))
         target.state.job_started(JobRecord(job_id, server.name, server.node, "running", began))
-        cached_copy.copy(target, cached, firmware)
+        newer = cached_sets.put_before(target.config.state, cached)
+        cached_copy.copy(target, _noted(target, cached, newer), firmware)
         target.state.job_finished(JobRecord(job_id, server.name, server.node, "succeeded", began, target.now()))
-        return True
+        return True, newer
     finally:
         target.vacate(server.name, job_id)
+
+
+def _noted(target: Target, cached: CachedSet, newer: Tuple[CachedSet, ...]) -> CachedSet:
+    """What is here and not newer by its time is older, whatever the clock says later."""
+    waiting = cached_sets.of_server(target.config.state, cached.server)
+    older = (one for one in waiting if one.job_id not in {cached.job_id, *(each.job_id for each in newer)})
+    records = (one for one in target.state.set_records(cached.server) if one.job_id != cached.job_id)
+    return cached_sets.newer_than(records, older, cached)
 
 
 def _cached(target: Target, drive: CacheDrive, server: CarriedServer) -> CachedSet:

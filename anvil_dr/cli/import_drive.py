@@ -72,9 +72,11 @@ def _ask(channel: Channel, device: str) -> Tuple[ImportedReport, ...]:
 def _line(one: ImportedReport) -> str:
     if one.code:
         return f"{one.server}: FAILED: {one.message}"
-    return f"{one.server}: " + ("the store has it, or a newer set, already" if one.was_here else "imported as set 1")
+    done = "the store has it, or a newer set, already" if one.was_here else "imported as set 1"
+    return f"{one.server}: {done}" + (f"; {one.message}" if one.message else "")
 
 
 def _to_json(one: ImportedReport) -> object:
     state = "failed" if one.code else "was here" if one.was_here else "imported"
-    return {"name": one.server, "state": state, "error": one.message or None, "code": one.code or None}
+    return {"name": one.server, "state": state, "error": one.message if one.code else None, "code": one.code or None,
+            "note": None if one.code else one.message or None}  # fmt: skip

@@ -102,7 +102,7 @@ class Session:
         with KeepAlive(self._channel):
             found = carry_in.bring_in(self._target, device)
         reports = (
-            ImportedReport(one.server, one.error.code if one.error else "", str(one.error or ""), one.was_here)
+            ImportedReport(one.server, one.error.code if one.error else "", str(one.error or one.note), one.was_here)
             for one in found
         )
         self._conversation.send(ImportDone(tuple(reports)))

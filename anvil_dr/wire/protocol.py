@@ -340,6 +340,7 @@ class ImportedReport(Message):
     code: str = ""
     """Of what went wrong; empty if nothing did."""
     message: str = ""
+    """What went wrong; or what else there is to know."""
     was_here: bool = False
 
 

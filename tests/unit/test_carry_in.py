@@ -11,7 +11,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
-from anvil_dr.caching import cached_sets, carry_in
+from anvil_dr.caching import cached_copy, cached_sets, carry_in
+from anvil_dr.caching.cached_sets import CachedSet
 from anvil_dr.cli import import_drive, send
 from anvil_dr.errors import AnvilDrError, CacheDriveError, ProtocolError, SourceChangedError, StoreError
 from anvil_dr.receiving.target import Target, utc_now
@@ -243,6 +244,116 @@ def test_a_server_that_a_job_has_is_refused_as_busy(trip: Trip) -> None:
         (error,) = trip.bring(target)
         assert error is not None and error.code == "ServerBusy"
         target.vacate("Web01", "a job")
+
+
+CACHE = "/dev/sdc"
+MONDAY, TUESDAY = "2026-11-23T10:00:00+00:00", "2026-11-24T10:00:00+00:00"
+
+
+def fill_on(trip: Trip, day: str) -> None:
+    assert trip.fill() == [None]
+    trip.edit(lambda server: server.update(received_at=day))
+
+
+@pytest.fixture
+def newer_waits(tmp_path: Path) -> Trip:
+    """Set 0 in the store; set 1 on a drive that came by car on Monday; set 2, Tuesday's, on a cache drive that is away.
+    """
+    trip = Trip(tmp_path, copies=1)
+    trip.drives.sizes[CACHE] = 1 << 30
+    trip.drives.pulled.append(CACHE)
+    with trip.box.running() as target:
+        target.now = lambda: "2026-11-22T10:00:00+00:00"
+        assert trip.box.send(trip.node.outgoing()).succeeded
+    trip.drives.pulled[:] = [DEVICE]
+    trip.node.disks = disks(2)
+    with trip.box.running() as target:
+        target.now = lambda: TUESDAY
+        target.stopping.set()  # before the copy
+        assert trip.box.send(trip.node.outgoing()).succeeded
+    trip.drives.pulled[:] = [CACHE]
+    trip.node.disks = disks(1)
+    fill_on(trip, MONDAY)
+    assert len(cached_sets.all_of_them(trip.box.config.state)) == 1
+    return trip
+
+
+def come_back(trip: Trip, target: Target) -> None:
+    trip.drives.pulled.clear()
+    for thread in cached_copy.resume(target):
+        thread.join()
+
+
+def test_a_newer_set_that_waits_on_a_drive_is_not_given_up_for_one_that_is_carried_in(newer_waits: Trip) -> None:
+    trip = newer_waits
+    with trip.box.running() as target:
+        (one,) = carry_in.bring_in(target, DEVICE)
+        assert one.error is None and trip.stored(1)
+        assert all(word in one.note for word in (TUESDAY, CACHE))
+        come_back(trip, target)
+        assert trip.stored(2)
+        assert cached_sets.all_of_them(target.config.state) == () and not list(trip.drives.folder(CACHE).iterdir())
+        (again,) = carry_in.bring_in(target, DEVICE)
+        assert again.was_here and trip.stored(2)
+
+
+def test_an_older_set_whose_import_was_cut_short_does_not_go_over_a_newer_one(newer_waits: Trip) -> None:
+    trip = newer_waits
+    with trip.box.running() as target, pytest.MonkeyPatch.context() as patched:
+        keep = cached_sets.keep
+
+        def stop(directory: str, cached: CachedSet, firmware: Dict[str, bytes]) -> None:
+            keep(directory, cached, firmware)
+            if cached.carried:
+                target.stopping.set()
+
+        patched.setattr(cached_sets, "keep", stop)
+        (error,) = trip.bring(target)
+        assert error is not None and len(cached_sets.all_of_them(target.config.state)) == 2
+    trip.drives.pulled.clear()
+    with trip.box.running() as target:
+        for thread in target.background:
+            thread.join()
+        assert cached_sets.all_of_them(target.config.state) == ()
+    assert trip.stored(2)
+
+
+def test_a_carried_set_that_waits_is_older_than_the_next_job_whatever_the_clock_says(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, copies=1)
+    fill_on(trip, MONDAY)
+    with trip.box.running() as target, pytest.MonkeyPatch.context() as patched:
+        target.now = lambda: TUESDAY
+        keep = cached_sets.keep
+
+        def stop(*arguments: Any) -> None:
+            keep(*arguments)
+            target.stopping.set()
+
+        patched.setattr(cached_sets, "keep", stop)
+        assert trip.bring(target) != [None]
+    trip.drives.pulled.append(DEVICE)
+    trip.node.disks = disks(1)
+    with trip.box.running() as target:
+        target.now = lambda: "2024-01-01T00:00:00+00:00"
+        assert trip.box.send(trip.node.outgoing()).succeeded
+        assert len(cached_sets.all_of_them(target.config.state)) == 1
+        come_back(trip, target)
+        assert trip.stored(1) and cached_sets.all_of_them(target.config.state) == ()
+
+
+def test_what_a_server_wrote_here_is_not_written_over_by_what_was_made_before(trip: Trip) -> None:
+    with trip.box.running() as target:
+        trip.box.send(trip.node.outgoing())
+        trip.node.disks = disks(1)
+        fill_on(trip, utc_now()[:10] + "T23:59:59+00:00")
+        target.now = lambda: "2999-01-01T00:00:00+00:00"
+        (record,) = target.state.set_records("Web01")
+        target.state.ran_here((image.identity for image in record.images), "2998-01-01T00:00:00+00:00")
+        (error,) = trip.bring(target)
+        assert error is not None and error.code == "RanHere" and "a new job from its node" in str(error)
+        assert trip.stored(0) and trip.box.names() == IMAGES
+        trip.edit(lambda server: server.update(received_at="2998-01-02T00:00:00+00:00"))
+        assert trip.bring(target) == [None]
 
 
 def symlink(trip: Trip) -> None:
