@@ -132,6 +132,9 @@ class _Drafter:
         chosen, findings = boot_images.choose_set(found.sets, self._request.sequence, ran_before.ran_from(found))
         unfinished = boot_images.in_the_way(found.pending, chosen)
         findings = (*findings, *unfinished, *self._unknown_before(found, seen), *ran_before.on_overlays(found, chosen))
+        if found.overlays_problem is not None:
+            advice = f"if nobody needs what it wrote: anvil-activate-dr --release {found.server} --discard"
+            findings = (*findings, problem(found.overlays_problem, advice))
         if found.definition_problem is not None:
             advice = f"see to {found.definition_path}; its next job makes one if there is none, a backup may have it"
             if not any(one.definition_xml for one in seen.servers):

@@ -129,6 +129,8 @@ def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ..
     """One row for each complete set that there is, under LIST_HEADINGS."""
     for found in servers:
         notes = [] if found.definition_problem is None else [printable(found.definition_problem)]
+        if found.overlays_problem is not None:
+            notes.append("its overlays cannot be understood")
         complete = [one for one in found.sets if one.complete]
         if found.activation is not None and all(one.sequence != found.activation.sequence for one in complete):
             notes.append(_activated(found, found.activation, now))

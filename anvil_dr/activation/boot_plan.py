@@ -35,6 +35,8 @@ class Found:
     """How the definition differs from the one that its node sent last."""
     pending: Tuple[JournalEntry, ...] = ()
     """Plans for its images that were begun and are not finished."""
+    overlays_problem: Optional[str] = None
+    """Why nobody can say whether it runs, or ran, on overlays."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ Wish = Literal["keep", "discard"]
 
 _KEPT: Final = "released. Set {set} holds what it wrote here, until its next job"
 _DISCARDED: Final = "released. What it wrote here is gone; set {set} is as it was received"
+_DISCARDED_DAMAGED: Final = "released. Its overlays are gone, and what it wrote here with them"
 
 _STAYS: Final = (
     "; a set that was received {received_at}, before that, waits on cache drive {devices} and stays there until then"
@@ -57,12 +58,13 @@ def release(
     `wish` says what becomes of overlays. Raise UsageError if the server isn't activated, or if there are overlays and
     no wish, or the other way round; ImageInUseError while it runs; StateError, StoreError.
     """
-    activation, made = state.activations().get(server), overlays.of(server)
-    if activation is None and made is None:
+    activation = state.activations().get(server)
+    made, damaged = _overlays(overlays, server, wish)
+    if activation is None and made is None and not damaged:
         activated = sorted(state.activations())
         there = f"activated: {listed(activated)}" if activated else "no server is"
         raise UsageError(f"server {server} is not activated{nearest(server, activated)}; {there}")
-    wish = _decided(server, wish, made, os.path.join(overlays.folder, server))
+    wish = "discard" if damaged else _decided(server, wish, made, os.path.join(overlays.folder, server))
     for image, user in store.users(one for one in store.images() if one.owner.server == server).items():
         raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
     sequence = activation.sequence if activation is not None else made.sequence if made is not None else 1
@@ -87,6 +89,8 @@ def release(
     # The mark goes before the overlays: one that is left without them says that the server ran on its images.
     state.release(server)
     overlays.remove(server)
+    if damaged:
+        return _DISCARDED_DAMAGED
     if sequence == CACHED:
         return _DISCARDED_CACHED if wish == "discard" else _KEPT_CACHED
     done, waits = (_DISCARDED, _COMES) if wish == "discard" else (_KEPT, _STAYS)
@@ -124,6 +128,20 @@ def _decided(server: str, wish: Optional[Wish], made: Optional[OverlaySet], fold
             f"it; to give up the rest: rm -r {folder}, then --release without either"
         )
     return wish
+
+
+def _overlays(overlays: Overlays, server: str, wish: Optional[Wish]) -> Tuple[Optional[OverlaySet], bool]:
+    """Those that it ran on, and whether there are some that nobody can understand any more: they can only be thrown
+    away. Raise StoreError if that is not the wish."""
+    try:
+        return overlays.of(server), False
+    except StoreError as error:
+        if wish == "discard":
+            log.warning("thrown away server=%s error=%s", server, error)
+            return None, True
+        raise StoreError(
+            f"{error}; if nobody needs it: anvil-activate-dr --release {server} --discard"
+        ) from error
 
 
 def _needs(places: FirmwarePlaces, server: str) -> Optional[Requirements]:

@@ -13,8 +13,8 @@ from anvil_dr.activation.boot_plan import Found
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cycling import sets
 from anvil_dr.definition_files import DefinitionFile
-from anvil_dr.errors import DefinitionError
-from anvil_dr.model import SetRecord, StoredImage
+from anvil_dr.errors import DefinitionError, StoreError
+from anvil_dr.model import OverlaySet, SetRecord, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 
@@ -45,6 +45,7 @@ def survey(
     files = {file.server: file for file in definition_files.read_all(definitions)}
     assembled = sets.assemble(images, records, pending)
     names = sorted({*files, *(image.owner.server for image in images)})
+    on_overlays = {server: _overlays(overlays, server) for server in names}
     return Survey(
         tuple(
             Found(
@@ -54,15 +55,24 @@ def survey(
                 _problem(files.get(server)),
                 sets.of_server(assembled, server),
                 activations.get(server),
-                overlays.of(server) if overlays is not None else None,
+                on_overlays[server][0],
                 firmware.sets_with_nvram(kept, server) if kept else frozenset(),
                 _drift(files.get(server), state),
                 tuple(entry for entry in pending if entry.server == server),
+                on_overlays[server][1],
             )
             for server in names
         ),
         images,
     )
+
+
+def _overlays(overlays: Optional[Overlays], server: str) -> Tuple[Optional[OverlaySet], Optional[str]]:
+    """What it runs on, or why nobody can tell: that is no reason to keep other servers down."""
+    try:
+        return (overlays.of(server) if overlays is not None else None), None
+    except StoreError as error:
+        return None, str(error)
 
 
 def _drift(file: Optional[DefinitionFile], state: Optional[State]) -> Tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import libvirt
 import pytest
 
+from anvil_dr import config as configuration
 from anvil_dr.activation import boot, nodes
 from anvil_dr.activation.life_signs import Node
 from anvil_dr.cli import activate, activate_decide
@@ -554,6 +555,39 @@ def test_a_released_server_is_not_activated_any_more(
     assert record.ran_here_until is not None
     assert "ran here until just now" in command("--list")[1]
     assert [image.digest for image in record.images] == ["", ""]
+
+
+def damage_overlays(box: FilledBox, server: str) -> Path:
+    """A manifest of overlays that was cut off."""
+    manifest = Path(configuration.load(str(box.config)).overlays) / server / "overlays.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("")
+    return manifest
+
+
+def test_overlays_that_nobody_understands_keep_only_their_own_server_down(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    damage_overlays(box, "Web01")
+    assert command("--check", "Db01")[0] == 0
+    code, out, _ = command("--list")
+    assert (code, "its overlays cannot be understood" in out) == (0, True)
+    code, out, _ = command("--yes")
+    assert (code, running(hypervisor)) == (1, ["Db01"])
+    assert "anvil-activate-dr --release Web01 --discard" in out
+
+
+def test_overlays_that_nobody_understands_are_thrown_away_when_that_is_said(box: FilledBox, command: Command) -> None:
+    keep(box, "Web01")
+    manifest = damage_overlays(box, "Web01")
+    code, _, err = command("--release", "Web01")
+    assert (code, manifest.exists()) == (1, True)
+    assert "if nobody needs it: anvil-activate-dr --release Web01 --discard" in err
+    code, out, _ = command("--release", "Web01", "--discard")
+    assert (code, manifest.exists()) == (0, False)
+    assert "Its overlays are gone" in out
+    assert command("--check")[0] == 0
 
 
 @pytest.mark.parametrize("wish", ["--keep", "--discard"])
