@@ -252,10 +252,11 @@ class NotStartedError(HypervisorError):
     def __init__(
         self, server: str, reason: str, by_hand: str, *, is_off: bool = True, libvirt_code: Optional[int] = None
     ) -> None:
-        """`by_hand` is the command that starts it."""
+        """`by_hand` is the command that starts it; empty where the reason says itself what is to be done."""
         self.server, self.reason, self.by_hand, self.is_off = server, reason, by_hand, is_off
+        advice = f"; try: {by_hand}" if by_hand else ""
         message = (
-            f"{server} was shut down for its image and could not be started again: {reason}; try: {by_hand}"
+            f"{server} was shut down for its image and could not be started again: {reason}{advice}"
             if is_off
             else f"{server} {reason}; it may go off yet, and nobody starts it then: look with virsh domstate {server}, "
             f"and when it is off: {by_hand}"

@@ -153,12 +153,13 @@ def _work(options: argparse.Namespace, interruption: Interruption) -> _Work:
             lambda: _connect(options.connect),
             shut_down=options.shutdown,
             notes=OffNotes(options.state),
+            refuse=refuse,
             timeout_seconds=options.shutdown_timeout,
             interrupted=lambda: bool(interruption),
         )
     except HypervisorError as error:
         return _Work(name, names, Prepared((), tuple(ServerOutcome(one, error) for one in names)))
-    return _Work(name, names, DomainReader(keeper, refuse, leave_out=options.leave_out).read(names), keeper)
+    return _Work(name, names, DomainReader(keeper, leave_out=options.leave_out).read(names), keeper)
 
 
 def _connect(uri: str) -> SourceHypervisor:
@@ -220,7 +221,7 @@ def _run(
             session_error = JobInterruptedError(interruption.by.name) if interruption.by is not None else error
         finally:
             if work.keeper is not None:
-                work.keeper.start_left_off(work.servers, HalfBack(options.state).refuse)
+                work.keeper.start_left_off(work.servers)
                 work.keeper.start_late()
     servers = server_reports(
         work.servers,

@@ -223,7 +223,8 @@ def _server_lines(name: str, server: ServerReport) -> List[str]:
     if server.not_started is not None:
         if server.not_started.is_off:
             lines.append(f"  IT IS OFF: {server.not_started}")
-            lines.append(f"  what to do: start it by hand, now: {server.not_started.by_hand}")
+            if server.not_started.by_hand:
+                lines.append(f"  what to do: start it by hand, now: {server.not_started.by_hand}")
         else:
             lines.append(f"  IT MAY GO OFF YET: {server.not_started}")
     lines += [f"  warning: {warning}" for warning in server.outcome.warnings]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import Dict, Mapping, Optional, Sequence
+from typing import Callable, Dict, Mapping, Optional, Sequence
 
 from anvil_dr import definition, durable, firmware_files
 from anvil_dr.activation import boot_firmware
@@ -18,7 +18,8 @@ from anvil_dr.definition import Requirements
 from anvil_dr.errors import DefinitionError, HypervisorError, SourceError, StateError, UsageError
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
-from anvil_dr.sending import job_file, off_notes
+from anvil_dr.sending import job_file, off_notes, off_rules
+from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 
@@ -46,10 +47,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _take_back(options: argparse.Namespace) -> int:
     server, half_back = options.server, HalfBack(options.state)
+
+    def check_not_imaged() -> None:
+        left = OffNotes(options.state).of(server)
+        if left is not None and left.held:
+            raise SourceError(off_rules.held_by_another(server))
+
     if options.job:
-        home = _from_job_file(server, options.job, half_back)
+        home = _from_job_file(server, options.job, check_not_imaged, half_back)
     else:
-        home = _from_libvirt(server, options.connect, half_back)
+        home = _from_libvirt(server, options.connect, check_not_imaged, half_back)
     limits = Limits()
     channel = Channel(os.dup(0), os.dup(1), silence_seconds=limits.silence_seconds)
     # Whatever else says something must not say it into the conversation.
@@ -60,7 +67,7 @@ def _take_back(options: argparse.Namespace) -> int:
         channel.close()
 
 
-def _from_job_file(server: str, path: str, half_back: HalfBack) -> Home:
+def _from_job_file(server: str, path: str, check_not_imaged: Callable[[], None], half_back: HalfBack) -> Home:
     entry = next((one for one in job_file.load(path).servers if one.name == server), None)
     if entry is None:
         raise UsageError(f"{path} has no server {server}")
@@ -69,10 +76,10 @@ def _from_job_file(server: str, path: str, half_back: HalfBack) -> Home:
     def put(files: Mapping[str, bytes]) -> None:
         _put(files, entry.nvram, entry.tpm)
 
-    return Home(server, paths, put, lambda: None, half_back)
+    return Home(server, paths, put, check_not_imaged, half_back)
 
 
-def _from_libvirt(server: str, uri: str, half_back: HalfBack) -> Home:
+def _from_libvirt(server: str, uri: str, check_not_imaged: Callable[[], None], half_back: HalfBack) -> Home:
     """Raise HypervisorError, DefinitionError."""
     try:
         from anvil_dr import hypervisor
@@ -90,6 +97,7 @@ def _from_libvirt(server: str, uri: str, half_back: HalfBack) -> Home:
                 continue  # no job can have sent it
 
     def check_off() -> None:
+        check_not_imaged()  # that run starts it again, on disks that would be half written
         state = connected.state(server)
         if state not in ("shut off", "crashed", "gone"):
             raise SourceError(f"server {server} is {state} on this node: shut it down first (virsh shutdown {server})")

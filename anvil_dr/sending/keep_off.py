@@ -74,6 +74,7 @@ class Keeper:
         *,
         shut_down: bool,
         notes: Notes,
+        refuse: Callable[[str], None] = lambda server: None,
         timeout_seconds: float = 300.0,
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -81,12 +82,13 @@ class Keeper:
     ) -> None:
         """`connect` is called now, and again if the connection breaks. Raise HypervisorError if it can't be had.
 
-        Without `shut_down` a running server is refused.
+        Without `shut_down` a running server is refused. `refuse` raises SourceError for one that must neither be imaged
+        nor started, whatever state it is in: it's asked before each of the two.
         """
         self._libvirt = LastingLibvirt(
             connect, interrupted=interrupted, tell=lambda text: self.tell(text), clock=clock, sleep=sleep
         )
-        self._shut_down, self._timeout_seconds = shut_down, timeout_seconds
+        self._shut_down, self._timeout_seconds, self._refuse_use = shut_down, timeout_seconds, refuse
         self._notes, self._interrupted, self._clock, self._sleep = notes, interrupted, clock, sleep
         self.tell: Callable[[str], None] = lambda text: None
         """Is told in words what takes long. To be replaced."""
@@ -104,6 +106,7 @@ class Keeper:
 
     def check(self, name: str) -> None:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
+        self._refuse_use(name)
         state, left = self._libvirt.state(name), self._notes.of(name)
         if state == "gone" and left is not None and left.definition is not None and not left.since_this_boot:
             raise SourceError(
@@ -142,6 +145,7 @@ class Keeper:
         Raise SourceError or HypervisorError if it can't be had, SourceChangedError if somebody started it meanwhile.
         Whether it could be started again is in `not_started`: that is no reason to give up a good image.
         """
+        self._refuse_use(name)
         state, left = self._libvirt.state(name), self._notes.of(name)
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
@@ -196,10 +200,10 @@ class Keeper:
             by_hand = self._by_hand(stopped.name)
             self.not_started[stopped.name] = NotStartedError(stopped.name, reason, by_hand, is_off=False)
 
-    def start_left_off(self, names: Iterable[str], refuse: Callable[[str], None]) -> None:
+    def start_left_off(self, names: Iterable[str]) -> None:
         """Start those that a run which was killed has left off, and that this job did not come to.
 
-        For the end of a job, whatever became of it. `refuse` raises AnvilDrError for one that must not be started.
+        For the end of a job, whatever became of it.
         """
         handled = {stopped.name for stopped in self._behind}
         for name in names:
@@ -207,7 +211,7 @@ class Keeper:
             if name in handled or left is None or not left.since_this_boot or left.held:
                 continue
             try:
-                refuse(name)
+                self._refuse_use(name)
                 if self._libvirt.persist(partial(self._is_saved, name), TRY_SECONDS) or not self._notes.take_over(name):
                     continue  # somebody has started it since
             except AnvilDrError as error:
@@ -273,6 +277,7 @@ class Keeper:
         return start
 
     def _check_still_off(self, name: str) -> None:
+        self._refuse_use(name)
         state = self._libvirt.persist(lambda: self.hypervisor.state(name), TRY_SECONDS)
         if state not in off_rules.OFF:
             raise SourceChangedError(name, f"somebody started it: it is {state}")
@@ -281,7 +286,7 @@ class Keeper:
         return [stopped for stopped in self._behind if not stopped.went_off]
 
     def _put_back(self, stopped: _Stopped, *, tries_seconds: float = TRY_SECONDS) -> None:
-        """Start it, unless it runs. Never raises what libvirt says: `not_started` has it."""
+        """Start it, unless it runs or must not be. Never raises what libvirt says: `not_started` has it."""
         name = stopped.name
         if not stopped.asked:
             self._notes.forget(name)  # or the next run would start it if somebody shuts it down on purpose
@@ -296,6 +301,10 @@ class Keeper:
             self.not_started[name] = NotStartedError(
                 name, str(error), self._by_hand(name), libvirt_code=error.libvirt_code
             )
+            return
+        except SourceError as refused:
+            log.error("server not started server=%s error=%s", name, refused)
+            self.not_started[name] = NotStartedError(name, str(refused), "")
             return
         if not stopped.went_off:
             self._behind.append(stopped)
@@ -312,12 +321,13 @@ class Keeper:
 
     def _start_if_off(self, stopped: _Stopped) -> DomainState:
         """One try. Its state, as it was if it was not off: whoever watches over it, such as a cluster's resource
-        manager, may have been faster. Raise HypervisorError."""
+        manager, may have been faster. Raise HypervisorError; SourceError if it must not be started."""
         state = self.hypervisor.state(stopped.name)
         if state not in off_rules.OFF:
             stopped.went_off = stopped.went_off or state == "crashed"
             return state
         stopped.went_off = True
+        self._refuse_use(stopped.name)
         stopped.start()
         return "running"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Final, Iterable, List, Optional, Tuple
+from typing import Callable, Final, Iterable, Iterator, List, Optional, Tuple
 
 from anvil_dr import definition
 from anvil_dr.definition.reading import MAX_BYTES as _MAX_DEFINITION_BYTES
@@ -39,13 +39,12 @@ Refuse = Callable[[str], None]
 """Raises AnvilDrError for a server that must not be imaged now, whatever state it is in."""
 
 
-def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer], refuse: Refuse) -> Prepared:
-    """Build each server; one that is refused, or cannot be built, is a failed one."""
+def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer]) -> Prepared:
+    """Build each server; one that cannot be built is a failed one."""
     servers: List[OutgoingServer] = []
     failed: List[ServerOutcome] = []
     for name in names:
         try:
-            refuse(name)
             servers.append(build(name))
         except AnvilDrError as error:
             log.info("server not sent server=%s code=%s error=%s", name, error.code, error)
@@ -56,7 +55,7 @@ def prepare(names: Iterable[str], build: Callable[[str], OutgoingServer], refuse
 def from_job_file(job: JobFile, refuse: Refuse = lambda server: None) -> Prepared:
     """The servers of a job file. Nobody but the person who wrote it knows that they are off, except QEMU's locks."""
     entries = {entry.name: entry for entry in job.servers}
-    return prepare(entries, lambda name: _from_entry(entries[name]), refuse)
+    return prepare(entries, lambda name: _from_entry(entries[name], refuse))
 
 
 def outgoing_disk(name: str, path: str, read_path: str) -> OutgoingDisk:
@@ -90,7 +89,8 @@ def refuse_format(server: str, disk: definition.SourceDisk) -> None:
         )
 
 
-def _from_entry(entry: ServerEntry) -> OutgoingServer:
+def _from_entry(entry: ServerEntry, refuse: Refuse) -> OutgoingServer:
+    refuse(entry.name)
     xml = _definition(entry.definition)
     source = definition.parse(xml)
     name = definition.server_name(source)
@@ -105,11 +105,19 @@ def _from_entry(entry: ServerEntry) -> OutgoingServer:
         name=entry.name,
         definition=xml,
         disks=tuple(_disk_of_entry(disk) for disk in entry.disks),
-        keep_off=nullcontext,
+        keep_off=lambda: _not_refused(entry.name, refuse),
         left_out=entry.left_out,
         firmware=firmware.read(),
         read_firmware=firmware.read,
     )
+
+
+@contextmanager
+def _not_refused(name: str, refuse: Refuse) -> Iterator[None]:
+    """What is true of it at the beginning of the job may have changed when its turn comes, or while it was read."""
+    refuse(name)
+    yield
+    refuse(name)
 
 
 def _disk_of_entry(disk: DiskEntry) -> OutgoingDisk:

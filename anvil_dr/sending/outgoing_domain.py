@@ -13,7 +13,7 @@ from anvil_dr.definition import SourceDisk
 from anvil_dr.errors import DefinitionError, SourceError, UsageError
 from anvil_dr.sending.job import OutgoingDisk, OutgoingServer
 from anvil_dr.sending.keep_off import Keeper
-from anvil_dr.sending.outgoing import Prepared, Refuse, outgoing_disk, prepare, refuse_format
+from anvil_dr.sending.outgoing import Prepared, outgoing_disk, prepare, refuse_format
 
 
 class DomainReader:
@@ -22,14 +22,13 @@ class DomainReader:
     def __init__(
         self,
         keeper: Keeper,
-        refuse: Refuse = lambda server: None,
         *,
         leave_out: Sequence[str] = (),
         nvram_folder: str = firmware_files.NVRAM_FOLDER,
         tpm_folder: str = firmware_files.TPM_FOLDER,
     ) -> None:
         """`leave_out` names disks that are not to be sent: by path, description or target."""
-        self._keeper, self._refuse, self._leave_out = keeper, refuse, tuple(leave_out)
+        self._keeper, self._leave_out = keeper, tuple(leave_out)
         self._nvram_folder, self._tpm_folder = nvram_folder, tpm_folder
         self._left_out: Set[str] = set()
 
@@ -38,7 +37,7 @@ class DomainReader:
         for position, name in enumerate(names):
             if name in names[:position]:
                 raise UsageError(f"server {name} is named twice")
-        prepared = prepare(names, self._server, self._refuse)
+        prepared = prepare(names, self._server)
         unknown = [path for path in self._leave_out if path not in self._left_out]
         if unknown and not prepared.failed:
             raise UsageError(f"--leave-out {unknown[0]}: no server of this job has such a disk")

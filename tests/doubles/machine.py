@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
-from anvil_dr.errors import HypervisorError, ShutdownRefusedError
+from anvil_dr.errors import HypervisorError, ShutdownRefusedError, SourceError
 from anvil_dr.ports import Domain, DomainState
 from anvil_dr.sending.off_notes import OffNote
 from tests.doubles.hypervisor import Clock, FakeHypervisor
@@ -53,6 +53,8 @@ class Machine:
     """Why libvirt does not even take the order."""
     start_errors: List[str] = field(default_factory=list)
     boot_errors: List[str] = field(default_factory=list)
+    half_back: Set[str] = field(default_factory=set)
+    """Servers that are on their way back from the DR box."""
     definitions: Dict[str, str] = field(default_factory=dict)
     events: List[str] = field(default_factory=list)
     notes: MemoryNotes = field(default_factory=MemoryNotes)
@@ -68,6 +70,10 @@ class Machine:
             raise HypervisorError("libvirtd is not running")
         self.connections += 1
         return Connection(self, self.connections)
+
+    def refuse(self, server: str) -> None:
+        if server in self.half_back:
+            raise SourceError(f"the disks of {server} are part old and part new")
 
     def restart_libvirt(self, seconds: float) -> None:
         self.no_libvirt_until = self.clock.time + seconds

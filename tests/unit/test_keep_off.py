@@ -19,8 +19,8 @@ from tests.doubles.machine import Connection, Machine
 
 def keeper(machine: Machine, *, shut_down: bool = True, interrupted: Callable[[], bool] = lambda: False) -> Keeper:
     return Keeper(
-        machine.connect, shut_down=shut_down, notes=machine.notes, timeout_seconds=60, interrupted=interrupted,
-        clock=machine.clock.now, sleep=machine.clock.sleep,
+        machine.connect, shut_down=shut_down, notes=machine.notes, refuse=machine.refuse, timeout_seconds=60,
+        interrupted=interrupted, clock=machine.clock.now, sleep=machine.clock.sleep,
     )  # fmt: skip
 
 
@@ -251,6 +251,34 @@ def test_a_shutdown_that_would_destroy_a_tpm_is_refused() -> None:
     defined.check_survives_shutdown("Web01", tpm("emulator", False))
 
 
+@pytest.mark.parametrize("state", ["running", "shut off"])
+def test_a_server_whose_way_back_began_after_the_job_did_is_left_alone(state: DomainState) -> None:
+    machine = Machine(domains={"Web01": state})
+    kept = keeper(machine)
+    kept.check("Web01")
+    machine.half_back.add("Web01")
+    with pytest.raises(SourceError, match="part old and part new"), kept.off("Web01"):
+        raise AssertionError("it must not be imaged")
+    assert machine.events == []
+    with pytest.raises(SourceError, match="part old and part new"):
+        keeper(machine).check("Web01")
+
+
+@pytest.mark.parametrize("state", ["running", "shut off"])
+def test_a_server_whose_way_back_begins_while_it_is_imaged_is_not_started_and_its_image_is_given_up(
+    state: DomainState,
+) -> None:
+    machine = Machine(domains={"Web01": state})
+    kept = keeper(machine)
+    with pytest.raises(SourceError, match="part old and part new"), kept.off("Web01"):
+        machine.half_back.add("Web01")
+    kept.start_late()
+    assert "start Web01" not in machine.events and machine.domains == {"Web01": "shut off"}
+    if state == "running":
+        down = kept.not_started["Web01"]
+        assert down.by_hand == "" and str(down).endswith("part old and part new")
+
+
 # — a run that was killed —
 
 
@@ -284,16 +312,12 @@ def test_a_server_that_a_killed_run_left_off_is_imaged_as_it_lies_and_started_by
     assert machine.notes.kept == {}
 
 
-def nothing_is_refused(server: str) -> None:
-    pass
-
-
 @pytest.mark.parametrize("transient", [False, True])
 def test_a_server_that_a_killed_run_left_off_is_started_though_the_job_never_came_to_it(transient: bool) -> None:
     machine = Machine(transient={"Web01"} if transient else set())
     kill_while_off(machine)
     kept = keeper(machine, shut_down=False)
-    kept.start_left_off(["Db01", "Web01"], nothing_is_refused)
+    kept.start_left_off(["Db01", "Web01"])
     assert machine.domains == {"Web01": "running"} and machine.notes.kept == {}
     assert kept.not_started == {} and kept.downtime_seconds == {}, "nobody knows how long it was off"
 
@@ -302,7 +326,7 @@ def test_a_server_that_was_left_off_and_cannot_be_started_is_reported() -> None:
     machine = Machine(start_errors=["no memory"] * 9999)
     kill_while_off(machine)
     kept = keeper(machine)
-    kept.start_left_off(["Web01"], nothing_is_refused)
+    kept.start_left_off(["Web01"])
     kept.start_late()
     assert "no memory" in str(kept.not_started["Web01"]) and list(machine.notes.kept) == ["Web01"]
 
@@ -319,12 +343,9 @@ def test_a_server_that_is_off_for_a_reason_of_its_own_is_not_started(why: str) -
         machine.notes.another_run_has("Web01")
     elif why == "saved":
         machine.saved.add("Web01")
-
-    def refuse(server: str) -> None:
-        if why == "refused":
-            raise SourceError("its disks are part old and part new")
-
-    keeper(machine).start_left_off(["Web01"], refuse)
+    elif why == "refused":
+        machine.half_back.add("Web01")
+    keeper(machine).start_left_off(["Web01"])
     assert machine.events == []
 
 

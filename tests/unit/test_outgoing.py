@@ -247,6 +247,22 @@ def test_a_job_files_disk_that_a_qemu_writes_is_refused_before_anything_is_annou
     assert only(job(tmp_path, job_text(path)))
 
 
+def test_a_job_files_server_is_asked_about_again_when_its_turn_comes_and_once_it_was_read(tmp_path: Path) -> None:
+    path, refused = file(tmp_path / "Web01_0.raw"), [""]
+    file(tmp_path / "web01.xml", domain("Web01", disk(path)).encode())
+
+    def refuse(server: str) -> None:
+        if server in refused:
+            raise SourceError("its disks are part old and part new")
+
+    server = only(from_job_file(parse(job_text(path), str(tmp_path / "job.yaml")), refuse))
+    with pytest.raises(SourceError, match="part old"), server.keep_off():
+        refused.append("Web01")
+    with pytest.raises(SourceError, match="part old"), server.keep_off():
+        raise AssertionError("it must not be read")
+    assert "part old" in str(error(from_job_file(parse(job_text(path), str(tmp_path / "job.yaml")), refuse)))
+
+
 def test_a_job_files_disk_that_is_not_raw_is_refused_unless_its_bytes_come_from_elsewhere(tmp_path: Path) -> None:
     path = file(tmp_path / "Web01_0.qcow2")
     file(tmp_path / "web01.xml", domain("Web01", disk(path, form="qcow2")).encode())

@@ -157,6 +157,12 @@ def test_a_server_that_does_not_run_again_is_shouted_about_though_its_image_is_g
     assert to_json(whole)["servers"][0]["error"] == str(down)  # type: ignore[index]
 
 
+def test_nobody_is_told_to_start_a_server_that_must_not_be_started() -> None:
+    half_back = NotStartedError("Web01", "don't start it; run anvil-dr-export Web01 again", "")
+    said = "\n".join(to_lines(report(ServerReport(COMPLETE.outcome, not_started=half_back))))
+    assert said.count("don't start it") == 1 and "start it by hand" not in said and "; try:" not in said
+
+
 def test_a_server_that_may_go_off_yet_is_not_said_to_be_off() -> None:
     slow = NotStartedError("Web01", "did not shut down within 9 seconds", "virsh start Web01", is_off=False)
     said = "\n".join(to_lines(report(ServerReport(COMPLETE.outcome, not_started=slow))))

@@ -12,17 +12,18 @@ from typing import Dict, List, Mapping, Optional
 
 import pytest
 
+from anvil_dr import command
 from anvil_dr import config as configuration
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import wiring
-from anvil_dr.command import run as run_command
 from anvil_dr.errors import AnvilDrError, ImageInUseError, SourceError, UsageError
 from anvil_dr.failback import give_back
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import JobOutcome, OutgoingServer
+from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.sending.send import JobSender
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
@@ -32,6 +33,7 @@ from tests.doubles.filled_box import FilledBox
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
+COMMAND = Path(__file__).resolve().parents[2] / "bin" / "anvil-dr-take-back"
 XML = """<domain type='kvm'><name>Web01</name><uuid>5c3b1f0a-9d1e-4b6b-8a3c-0f6a1d2e3b4c</uuid><memory>1</memory>
 <os><type>hvm</type><nvram>{nvram}</nvram></os><devices>{disks}</devices></domain>"""
 
@@ -110,7 +112,7 @@ def outgoing(box: FilledBox, server: str = "Web01") -> OutgoingServer:
     config = configuration.load(str(box.config))
     with State.open(config.state) as state:
         return give_back.outgoing(
-            server, wiring.open_store(config, state), state, Overlays(config.overlays, run_command),
+            server, wiring.open_store(config, state), state, Overlays(config.overlays, command.run),
             FirmwarePlaces(config.state, config.definitions, str(box.state / "tpm")),
         )  # fmt: skip
 
@@ -265,3 +267,31 @@ def test_what_is_in_overlays_must_be_decided_first(box: FilledBox) -> None:
     )
     with pytest.raises(UsageError, match="--keep"):
         outgoing(box)
+
+
+def test_a_server_that_a_job_keeps_off_for_its_image_is_not_written_over(
+    box: FilledBox, tmp_path: Path, old: Dict[str, bytes]
+) -> None:
+    """The command itself, as it runs on a node whose job file says where the disks are."""
+    node, notes = NodeSide(tmp_path / "node", old), OffNotes(str(tmp_path / "node"))
+    entries = "".join(f"      - {{name: {name}, path: {node.path(name)}}}\n" for name in old)
+    job = tmp_path / "job.yaml"
+    job.write_text(f"servers:\n  - name: Web01\n    definition: web01.xml\n    disks:\n{entries}")
+
+    def export() -> JobOutcome:
+        argv = (str(COMMAND), "Web01", "--job", str(job), "--state", str(tmp_path / "node"))
+        peer = command.spawn(argv)
+        channel = Channel(*peer.take_pipes())
+        try:
+            return JobSender(channel, node="dr01", observer=Quiet()).run("back", (outgoing(box),))
+        finally:
+            channel.close()
+            peer.end(10)
+
+    notes.keep("Web01", None)
+    refused = export()
+    assert "is being imaged by another run of anvil-dr-send" in str(refused.servers[0].error)
+    node.refuse_half_back()
+    assert node.path("Web01_0").read_bytes() == old["Web01_0"]
+    notes.forget("Web01")
+    assert export().succeeded
