@@ -27,7 +27,9 @@ def unmounted_above(folder: str, fstab: str) -> Optional[str]:
             lines = [line.split() for line in file]
     except FileNotFoundError:
         return None
-    wanted = {_unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")}
+    named = [_unescape(fields[1]) for fields in lines if len(fields) > 1 and not fields[0].startswith("#")]
+    # As mount(8) takes it: with a slash at its end, or a symlink in it, it's the same place.
+    wanted = {os.path.realpath(path) for path in named if path.startswith("/")}
     there = {mount_point for _, mount_point in mounted()}
     folder = os.path.realpath(folder)
     while folder != "/":

@@ -154,6 +154,16 @@ def test_a_file_system_of_fstab_that_is_not_mounted_fails_the_check(tmp_path: Pa
         store.check()
 
 
+@pytest.mark.parametrize("written", ["store/", "/store", "link/store", "link/store/"])
+def test_however_fstab_writes_the_place_it_is_seen_that_nothing_is_mounted_there(tmp_path: Path, written: str) -> None:
+    folder, fstab = tmp_path / "here" / "store", tmp_path / "fstab"
+    folder.mkdir(parents=True)
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "here")
+    fstab.write_text(f"UUID=2 {tmp_path}/here/{written} xfs defaults,nofail 0 2\n")
+    with pytest.raises(StoreError, match=f"file system for {folder}, and it is not mounted"):
+        DirectoryStore(str(folder), lambda: [WEB], fstab=str(fstab)).check()
+
+
 def test_while_it_is_written_an_image_carries_the_locks_that_keep_qemu_off(tmp_path: Path) -> None:
     image = newest_in(tmp_path)
     fd = os.open(image.path, os.O_RDWR)
