@@ -21,8 +21,10 @@ from anvil_dr import words
 from anvil_dr.caching import cached_sets
 from anvil_dr.cli import run_command, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
+from anvil_dr.cycling import lost_sets
 from anvil_dr.errors import AnvilDrError, StateError
 from anvil_dr.model import CacheDrive
+from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 from anvil_dr.status import inquiry, status, status_json, status_text
 from anvil_dr.status.observation import observe
@@ -65,8 +67,7 @@ def _show(path: str, *, as_json: bool, check: bool) -> int:
         running_jobs=lambda: inquiry.running_jobs(config.socket),
         cache_drives=lambda: _cache_drives(config, state),
         waiting=lambda drives: _waiting(config, drives),
-        # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
-        check=store.check if store.kind == "fs" and os.geteuid() == 0 else lambda: None,
+        check=lambda: _check(store, state),
         problems=problems,
     )
     now = datetime.now(timezone.utc).astimezone()
@@ -83,6 +84,15 @@ def _show(path: str, *, as_json: bool, check: bool) -> int:
     if check:
         return 0 if assessed.all_is_well else 1
     return 1 if assessed.problems else 0
+
+
+def _check(store: Store, state: Optional[State]) -> None:
+    """Raise StoreError if what the store says of its images is worth nothing."""
+    # An LVM store's check activates volumes, and for a directory's one must be allowed to write there.
+    if store.kind == "fs" and os.geteuid() == 0:
+        store.check()
+    if state is not None:
+        lost_sets.refuse_empty(store, state)
 
 
 def _open_state(config: configuration.Config) -> Tuple[Optional[State], List[str]]:

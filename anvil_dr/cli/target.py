@@ -17,6 +17,7 @@ from anvil_dr import config, definition_files, service, words
 from anvil_dr.cli import run_command, target_aftercare, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.config import Config
+from anvil_dr.cycling import lost_sets
 from anvil_dr.errors import ServiceError, UsageError
 from anvil_dr.receiving import recover
 from anvil_dr.receiving.target import Target
@@ -44,7 +45,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     instead.add_argument(
         "--forget", metavar="PLAN", type=int, help="drop a plan that cannot be finished: its images stay as they are"
     )
+    instead.add_argument(
+        "--forget-lost-sets",
+        action="store_true",
+        help="once a store that died was made anew, and with the service stopped: forget the sets that it had",
+    )
     options = parser.parse_args(argv)
+    if options.forget_lost_sets:
+        return run_command(PROGRAM, lambda: _forget_lost_sets(options.config))
     if options.recover:
         return run_command(PROGRAM, lambda: _recover(options.config))
     if options.forget is not None:
@@ -84,6 +92,7 @@ def _check(path: str) -> int:
     with wiring.open_state(settings, readonly=True) as state:
         store = wiring.open_store(settings, state)
         store.check()
+        lost_sets.refuse_empty(store, state)
         print(f"{path}: the configuration can be used")
         print(f"  store        {store.kind}")
         for place in store.locations():
@@ -154,6 +163,15 @@ def _forget(path: str, number: int) -> int:
             raise UsageError(f"there is no plan {number}; anvil-dr-status names those that are not finished")
         target.state.drop(entry)
     print(f"Plan {number} of server {entry.server} is forgotten. Its images stay as they are.")
+    return 0
+
+
+def _forget_lost_sets(path: str) -> int:
+    with _alone(config.load(path)) as target:
+        forgotten = lost_sets.forget(target.store, target.state)
+    for one in forgotten:
+        print(words.printable(f"set of server {one.server}, received {one.received_at}: forgotten"))
+    print("The service can be started, and jobs come as before." if forgotten else "No set is lost: nothing to forget.")
     return 0
 
 

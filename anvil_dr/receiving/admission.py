@@ -14,7 +14,7 @@ from typing import Collection, Dict, Literal, Mapping, Optional, Sequence, Set, 
 
 from anvil_dr import definition, definition_files, firmware, naming, words
 from anvil_dr.activation import nodes, overlays
-from anvil_dr.cycling import cycle, placement, rotation, sets
+from anvil_dr.cycling import cycle, lost_sets, placement, rotation, sets
 from anvil_dr.errors import (
     DefinitionError,
     ImageInUseError,
@@ -136,6 +136,7 @@ def claim_names(target: Target, offer: ServerOffer) -> None:
     """
     owners = [Owner(offer.name, disk.name) for disk in offer.disks]
     with target.names:
+        lost_sets.refuse_empty(target.store, target.state)
         _make_room_for_names(target, owners)
         for owner in owners:
             target.state.claim(owner)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 from anvil_dr import durable
-from anvil_dr.cycling import cycle
+from anvil_dr.cycling import cycle, lost_sets
 from anvil_dr.errors import (
     DefinitionError,
     ImageInUseError,
@@ -60,7 +60,11 @@ class Recovery:
 
 
 def look(target: Target) -> Tuple[Unfinished, ...]:
-    """What `recover` would resolve, oldest first. Changes nothing. Raise StoreError, StateError."""
+    """What `recover` would resolve, oldest first. Changes nothing.
+
+    Raise StoreError, StateError; also if sets are remembered and the store is empty.
+    """
+    lost_sets.refuse_empty(target.store, target.state)
     return tuple(_look(target, entry) for entry in target.state.pending())
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import uuid
-from typing import Iterable, List
 
 from anvil_dr import firmware
 from anvil_dr.cycling import cycle, sets
+from anvil_dr.cycling.lost_sets import without_images
 from anvil_dr.errors import ServerBusyError, StateError, StoreError
-from anvil_dr.model import SetRecord, StoredImage
 from anvil_dr.receiving.target import Target
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ def forget(target: Target, server: str) -> None:
     """Forget those of a server that the caller has to itself. Raise StoreError, StateError."""
     state = target.state
     images = cycle.images_of(target.store, server)
-    gone = _without_images(state.set_records(server), images)
+    gone = without_images(state.set_records(server), images)
     if gone:
         state.forget_images(image.identity for record in gone for image in record.images)
         log.info("sets without images forgotten server=%s jobs=%s", server, ",".join(one.job_id for one in gone))
@@ -51,7 +50,7 @@ def forget_all(target: Target) -> None:
     holder = f"{uuid.uuid4().hex[:8]} (forgetting what was removed)"
     for server in sorted({record.server for record in records}.union(kept) - others):
         own = [record for record in records if record.server == server]
-        if not _without_images(own, images) and kept.get(server, frozenset()) <= {record.job_id for record in own}:
+        if not without_images(own, images) and kept.get(server, frozenset()) <= {record.job_id for record in own}:
             continue
         try:
             target.occupy(server, holder)
@@ -63,8 +62,3 @@ def forget_all(target: Target) -> None:
             log.warning("what was removed cannot be forgotten server=%s error=%s", server, error)
         finally:
             target.vacate(server, holder)
-
-
-def _without_images(records: Iterable[SetRecord], images: Iterable[StoredImage]) -> List[SetRecord]:
-    present = {image.identity for image in images}
-    return [record for record in records if not present & {image.identity for image in record.images}]

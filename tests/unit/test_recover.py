@@ -7,14 +7,14 @@ import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import pytest
 
 from anvil_dr.cli import target as command
-from anvil_dr.cycling import cycle
+from anvil_dr.cycling import cycle, lost_sets
 from anvil_dr.errors import ServerActivatedError, StoreError
-from anvil_dr.model import INCOMPLETE, Owner, Rename
+from anvil_dr.model import INCOMPLETE, Location, Owner, Rename
 from anvil_dr.receiving import recover
 from anvil_dr.sending.job import JobOutcome
 from tests.doubles.bad_inode import unopenable
@@ -436,11 +436,97 @@ def test_the_firmware_state_of_sets_that_nobody_remembers_is_kept(tmp_path: Path
 
 
 def test_sets_whose_images_are_gone_are_forgotten_with_the_next_job(box: Box) -> None:
-    for path in (box.folder / "store").iterdir():
+    box.receive("Db01")
+    for path in (box.folder / "store").glob("Web01*"):
         path.unlink()
     box.receive()
     with box.process() as target:
         assert len(target.state.set_records("Web01")) == 1
+
+
+# — the store is not there, or lost —
+
+
+EMPTY = "store: there is no image at all, and 2 sets of 1 server should be there"
+
+
+def test_a_store_that_is_empty_and_should_not_be_gets_no_job_and_loses_nothing(tmp_path: Path) -> None:
+    box, world = Box(tmp_path), tmp_path / "store"
+    for _ in range(2):
+        assert box.receive(firmware=FIRMWARE).succeeded, "the first job ever finds an empty store"
+    away = world.rename(tmp_path / "not mounted")
+    world.mkdir()
+    with box.process() as target, pytest.raises(StoreError, match=EMPTY):
+        recover.recover(target)
+    with box.process() as target, pytest.raises(StoreError, match=EMPTY):
+        recover.look(target)
+    for server in ("Web01", "Db01"):
+        assert EMPTY in error_of(box.receive(server))
+    assert box.names() == []
+    world.rmdir()
+    away.rename(world)
+    box.recover()
+    assert box.sets() == [(1, 2), (2, 1)]
+    with box.process() as target:
+        assert len(target.state.set_records()) == 2
+    assert len(list((tmp_path / "state" / "firmware" / "Web01").iterdir())) == 2
+
+
+def test_a_first_set_that_was_about_to_be_complete_counts_as_one_that_should_be_there(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.die("rename Web01_Web01_0_incomplete 1")
+    for path in (tmp_path / "store").iterdir():
+        path.unlink()
+    with box.process() as target, pytest.raises(StoreError, match="1 set of 1 server should be there"):
+        recover.recover(target)
+    with box.process() as target:
+        assert [one.job_id for one in lost_sets.forget(target.store, target.state)]
+        assert (target.state.pending(), target.state.set_records()) == ((), ())
+    assert box.receive().succeeded
+
+
+@pytest.mark.parametrize("lose", [lambda box: None, lose_database])
+def test_once_lost_sets_are_forgotten_all_begins_anew(
+    box: Box, lose: Callable[[Box], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (box.folder / "store").iterdir():
+        path.unlink()
+    lose(box)
+    arguments = ["--config", box.config_file]
+    for asked in ("--check-config", "--recover"):
+        assert command.main([*arguments, asked]) == 1
+        assert "anvil-dr-target --forget-lost-sets" in capsys.readouterr().err
+    assert command.main([*arguments, "--forget-lost-sets"]) == 0
+    assert capsys.readouterr().out.count("set of server Web01, received ") == 2
+    for asked in ("--check-config", "--recover", "--forget-lost-sets"):
+        assert command.main([*arguments, asked]) == 0
+    assert "nothing to forget" in capsys.readouterr().out
+    assert box.receive().succeeded
+    assert box.sets() == [(1, 3)]
+
+
+def test_only_what_is_lost_is_forgotten(box: Box) -> None:
+    box.receive("Db01")
+    (box.folder / "store" / "Web01_Web01_0_1.raw").unlink()
+    for path in (box.folder / "store").glob("Web01_*_2.raw"):
+        path.unlink()
+    with box.process() as target:
+        (forgotten,) = lost_sets.forget(target.store, target.state)
+        left = target.state.set_records()
+    assert forgotten.server == "Web01"
+    assert [one.server for one in left] == ["Web01", "Db01"], "of its other set an image is there"
+    assert left[0].received_at > forgotten.received_at
+
+
+def test_volume_groups_without_any_image_are_asked_about_as_such(tmp_path: Path) -> None:
+    world = MemoryWorld((Location("dr01_vg0", 1 << 20, 1 << 20, 4096), Location("dr01_vg1", 1 << 20, 1 << 20, 4096)))
+    box = MortalBox(tmp_path, world, copies=2)
+    assert box.push(Push(1, DISKS)).succeeded
+    world.load({})
+    with box.process() as target, pytest.raises(StoreError) as refused:
+        recover.recover(target)
+    assert str(refused.value).startswith("store dr01_vg0 and dr01_vg1: there is no image at all")
+    assert "Are these the right volume groups?" in str(refused.value)
 
 
 # — the command —

@@ -8,7 +8,7 @@ from typing import FrozenSet, Iterator, Tuple
 import pytest
 
 from anvil_dr import firmware
-from anvil_dr.errors import ServiceError, StateError
+from anvil_dr.errors import ServiceError, StateError, StoreError
 from anvil_dr.receiving import admission, removed_sets
 from anvil_dr.receiving.target import Target
 from tests.doubles.intruder import offer
@@ -84,7 +84,10 @@ def test_firmware_state_that_a_failed_job_left_makes_room_too(standing: Standing
 def test_nothing_is_forgotten_while_the_store_has_no_image_at_all(standing: Standing) -> None:
     box, target = standing
     remove(box, "Db01", "Web01")
-    assert_full(target)
+    with pytest.raises(StoreError, match="no image at all"):
+        admission.claim_names(target, offer("Mail01"))
+    with pytest.raises(StateError, match="remove images that nobody needs"):
+        admission.check_firmware(target, 1)
     assert remembered(target) == {"Db01", "Web01"}
     assert firmware_bytes(box, "Db01") and firmware_bytes(box, "Web01")
 
