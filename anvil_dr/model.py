@@ -324,6 +324,11 @@ class OverlaySet:
         there = {image.identity for image in one.images}
         return len(job_ids) < 2 and all(overlay.identity in there for overlay in self.overlays)
 
+    def is_spoilt(self, one: ImageSet) -> bool:
+        """True if the server ran on this set itself, of which they hold differences, since they were made."""
+        until = one.record.ran_here_until if one.record is not None else None
+        return not self.committing and until is not None and until > self.made_at
+
 
 @dataclass(frozen=True)
 class SourceDefinition:

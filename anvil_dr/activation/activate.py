@@ -178,7 +178,7 @@ class _Drafter:
         images = (image.path for one in found.sets for image in one.images)
         domain = preflight.own_domain(found.server, images, view)
         if domain is not None and domain.state == "running":
-            return replace(draft, running=True, findings=ran_before.unmarked(draft))
+            return ran_before.running(found, draft, domain, view, self._request.sequence)
         if domain is not None:
             advice = f"see why; then end it and boot it again: virsh destroy {found.server}"
             return replace(draft, findings=(problem(f"it was booted before and is {domain.state} now", advice),))

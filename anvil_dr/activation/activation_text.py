@@ -108,8 +108,9 @@ def end_lines(
     width = max((len(printable(planned.server)) for planned in plan.servers), default=0)
     for outcome in up:
         yield Line(f"  {printable(outcome.server):<{width}}  {_times(outcome)}", "good")
-    for server in before:
-        yield Line(f"  {printable(server):<{width}}  ran already", "quiet")
+    for planned in (one for one in plan.servers if one.state == "running"):
+        but = f", but {_why(planned)}" if planned.problems else ""
+        yield Line(f"  {printable(planned.server):<{width}}  ran already{but}", "bad" if but else "quiet")
     for outcome in down:
         yield Line(f"  {printable(outcome.server):<{width}}  NOT RUNNING: {printable(outcome.error or '')}", "bad")
         if outcome.advice:

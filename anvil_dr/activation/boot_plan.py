@@ -72,7 +72,9 @@ class Draft:
     left: Optional[ImageSet] = None
     """The other set that it ran from until now; without images if it is gone."""
     running: bool = False
-    """True if this very server runs here already, on its own images."""
+    """True if this very server runs here already, on its own images: those of the chosen set."""
+    strayed: bool = False
+    """True if it runs beside what it ran on here before: not from the set of its mark, or not on its overlays."""
     findings: Tuple[Finding, ...] = ()
 
 

@@ -38,6 +38,10 @@ _COMES: Final = (
     "; a newer one, received {received_at}, waits on cache drive {devices} and goes to the store once that is there"
 )
 
+_DISCARDED_LATER: Final = (
+    "released. What it wrote here on overlays is gone; set {set} holds what it wrote when it ran on that itself, "
+    "until its next job"
+)
 _KEPT_CACHED: Final = (
     "released. Its set on the cache drive holds what it wrote here; the service copies it to the store as its newest"
 )
@@ -93,13 +97,23 @@ def release(
         return _DISCARDED_DAMAGED
     if sequence == CACHED:
         return _DISCARDED_CACHED if wish == "discard" else _KEPT_CACHED
-    done, waits = (_DISCARDED, _COMES) if wish == "discard" else (_KEPT, _STAYS)
-    return done.format(set=sequence) + _about_waiting(waits, cached_sets.of_server(places.state, server), own)
+    done = _KEPT
+    if wish == "discard":
+        wrote_before = ran_from is not None and ran_from.record is not None and ran_from.record.ran_here_until
+        done = _DISCARDED_LATER if wrote_before else _DISCARDED
+    waiting = cached_sets.of_server(places.state, server)
+    return done.format(set=sequence) + _about_waiting(waiting, own, wrote=done is _KEPT)
 
 
-def _about_waiting(waits: str, waiting: Iterable[CachedSet], own: Tuple[ImageSet, ...]) -> str:
-    newer = [one for one in waiting if not sets.has_one_as_new(own, one)]
-    return "".join(waits.format(received_at=one.received_at, devices=listed(one.devices)) for one in newer[-1:])
+def _about_waiting(waiting: Iterable[CachedSet], own: Tuple[ImageSet, ...], *, wrote: bool) -> str:
+    """`wrote`: what the server wrote here just now is in its set in the store."""
+    newer = [one for one in waiting if not sets.has_one_as_new(own, one)][-1:]
+    return "".join(
+        (_STAYS if wrote or sets.ran_after(own, one) else _COMES).format(
+            received_at=one.received_at, devices=listed(one.devices)
+        )
+        for one in newer
+    )
 
 
 def _decided(server: str, wish: Optional[Wish], made: Optional[OverlaySet], folder: str) -> Optional[Wish]:
@@ -155,11 +169,13 @@ def _needs(places: FirmwarePlaces, server: str) -> Optional[Requirements]:
 
 def _refuse_another_set(made: OverlaySet, ran_from: Optional[ImageSet], folder: str) -> None:
     """Overlays hold differences: over any other set they are nonsense, and would destroy it. Raise StoreError."""
-    if ran_from is None or not made.lies_over(ran_from):
+    if ran_from is None or not made.lies_over(ran_from) or made.is_spoilt(ran_from):
         now = "is gone" if ran_from is None else "is another one now"
+        if ran_from is not None and made.is_spoilt(ran_from):
+            now = "was written to since then, because the server was started by hand"
         raise StoreError(
-            f"the set {made.sequence} that {made.server} ran on {now}: what it wrote cannot be put into it; copy its "
-            f"overlays if they are needed ({folder}), then --discard"
+            f"set {made.sequence}, which {made.server} has overlays over, {now}: what is in them cannot be put into "
+            f"it; copy them if they are needed ({folder}), then --discard"
         )
 
 

@@ -49,7 +49,7 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
             activate_view.show_json(activation_json.plan_to_json(plan, None))
         elif plan.servers and not manner.quiet:
             activate_view.show([activation_text.verdict(plan)])
-        return 1 if plan.blocked or not plan.servers else 0
+        return 0 if _is_sound(plan) else 1
     typed: FrozenSet[str] = frozenset()
     if not manner.yes:
         try:
@@ -69,7 +69,12 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
     record = activate_record.keep(box.config, plan, outcomes, request, forced)
     _end(plan, outcomes, seconds, record, manner)
     failed = any(outcome.error is not None for outcome in outcomes)
-    return 1 if failed or plan.blocked or not plan.servers else 0
+    return 1 if failed or not _is_sound(plan) else 0
+
+
+def _is_sound(plan: BootPlan) -> bool:
+    """True if nothing is wrong with any server, nor with one that runs already."""
+    return bool(plan.servers) and not any(planned.problems for planned in plan.servers)
 
 
 def _no_images(box: Box, seen: Survey) -> Iterator[str]:
@@ -117,13 +122,18 @@ def until_stopped() -> Iterator[Callable[[], bool]]:
 
 
 def _mark_running(box: Box, plan: BootPlan) -> None:
-    """Servers that somebody started by hand: when they are shut down, no job may write over what they wrote."""
+    """Servers that somebody started by hand: when they are shut down, no job may write over what they wrote.
+
+    One that is marked with another set, or has overlays, keeps that: there is what it should go on with.
+    """
     for planned in plan.servers:
-        chosen = planned.draft.chosen
-        if planned.state != "running" or planned.draft.activated or chosen is None or box.state is None:
+        chosen, draft = planned.draft.chosen, planned.draft
+        if planned.state != "running" or chosen is None or box.state is None:
             continue
         try:
-            if isinstance(chosen.sequence, int):
+            if draft.strayed:
+                box.state.ran_here((image.identity for image in chosen.images), utc_now())
+            elif not draft.activated and isinstance(chosen.sequence, int):
                 box.state.activate(planned.server, chosen.sequence, activate_record.user())
         except StateError as error:
             log.warning("%s cannot be marked as activated: %s", planned.server, error)

@@ -50,6 +50,7 @@ def test_what_a_server_wrote_on_overlays_is_thrown_away_or_put_into_its_images(
 ) -> None:
     received = checksums(box)
     assert report("Web01", lambda: run("--yes", "--overlay")).boots == 1
+    assert run("--check")[0] == 0, "it runs on what it should run on"
     code, _, err = run("--release", "Web01", "--discard")
     assert (code, "shut the server down first" in err) == (1, True)
     hypervisor.destroy("Web01")

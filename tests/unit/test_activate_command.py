@@ -16,12 +16,14 @@ import pytest
 from anvil_dr import config as configuration
 from anvil_dr.activation import boot, nodes
 from anvil_dr.activation.life_signs import Node
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import activate, activate_decide
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.errors import HypervisorError
 from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.model import JournalStep, Purpose, Removal
+from anvil_dr.ports import Completed
 from anvil_dr.records.state import State
 from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.filled_box import FilledBox
@@ -392,6 +394,88 @@ def test_a_server_that_was_started_by_hand_is_marked_when_it_is_seen(
     assert command("--yes")[0] == 0
     with State.open(str(box.state), readonly=True) as state:
         assert set(state.activations()) == {"Web01"}
+
+
+@pytest.fixture
+def by_hand(box: FilledBox, hypervisor: LibvirtHypervisor) -> Callable[[], None]:
+    """virsh create of a server that has two sets."""
+    box.receive("Web01", sources(box, "Web01"), sequence=2, received_at="2026-11-19T01:02:03+00:00")
+    path = keep(box, "Web01")
+    return lambda: hypervisor.boot(path.read_text())
+
+
+def ran_here(box: FilledBox) -> List[str]:
+    """The jobs of those sets whose bytes are not what was received."""
+    with State.open(str(box.state), readonly=True) as state:
+        records = state.set_records()
+    return [one.job_id for one in records if one.ran_here_until is not None and not any(i.digest for i in one.images)]
+
+
+def marks(box: FilledBox) -> Dict[str, int]:
+    with State.open(str(box.state), readonly=True) as state:
+        return {server: one.sequence for server, one in state.activations().items()}
+
+
+def test_a_server_that_was_started_by_hand_is_marked_with_the_set_that_it_runs_from_whatever_is_asked_for(
+    box: FilledBox, command: Command, by_hand: Callable[[], None], hypervisor: LibvirtHypervisor
+) -> None:
+    by_hand()
+    code, out, _ = command("--yes", "--sequence", "2", "Web01")
+    assert (code, marks(box)) == (1, {"Web01": 1})
+    assert "it runs from set 1 already, and not from set 2" in out and "virsh shutdown Web01" in out
+    assert command("--yes")[0] == 0
+    hypervisor.destroy("Web01")
+    assert "Set 1 holds what it wrote here" in command("--release", "Web01")[1]
+    assert ran_here(box) == ["job-1"]
+
+
+def test_a_server_that_was_started_by_hand_from_another_set_than_its_mark_has_is_a_problem_and_both_are_known(
+    box: FilledBox, command: Command, by_hand: Callable[[], None], hypervisor: LibvirtHypervisor
+) -> None:
+    assert command("--yes", "--sequence", "2", "Web01")[0] == 0
+    assert command("--check")[0] == 0
+    hypervisor.destroy("Web01")
+    by_hand()
+    code, out, _ = command("--yes")
+    assert (code, marks(box)) == (1, {"Web01": 2})
+    assert "PROBLEM: it runs from set 1, started by hand, without what it wrote to set 2" in out
+    assert "to go on with set 2: virsh shutdown Web01; then anvil-activate-dr --server Web01" in out
+    assert ran_here(box) == ["job-1"]
+    hypervisor.destroy("Web01")
+    assert command("--release", "Web01")[0] == 0
+    assert ran_here(box) == ["job-2", "job-1"]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "advice", "next_code"),
+    [(1, "anvil-activate-dr --release Web01 --discard", 1), (2, "to go on with the overlays over set 2", 0)],
+)
+def test_a_server_that_was_started_by_hand_beside_its_overlays_is_a_problem_and_spoils_those_over_what_it_ran_on(
+    box: FilledBox,
+    command: Command,
+    by_hand: Callable[[], None],
+    hypervisor: LibvirtHypervisor,
+    sequence: int,
+    advice: str,
+    next_code: int,
+) -> None:
+    overlays = Overlays(f"{box.state}-overlays", lambda argv, **unused: Completed(argv, b"", b""))
+    with State.open(str(box.state)) as state:
+        stored = DirectoryStore(str(box.images), state.owners).images()
+        images = [(image, image.path) for image in stored if image.sequence == sequence]
+        overlays.make("Web01", sequence, "2026-11-20T05:00:00+00:00", images, f"job-{sequence}")
+        state.activate("Web01", sequence, "alice")
+    by_hand()
+    code, out, _ = command("--yes")
+    said = " ".join(out.split())
+    assert code == 1 and "it runs on set 1 itself, started by hand, without what it wrote to overlays over" in said
+    assert advice in said and ran_here(box) == ["job-1"] and marks(box) == {"Web01": sequence}
+    hypervisor.destroy("Web01")
+    assert command("--check")[0] == next_code
+    if sequence == 1:
+        code, _, err = command("--release", "Web01", "--keep")
+        assert code == 1 and "was written to since then" in err
+        assert "set 1 holds what it wrote when it ran on that itself" in command("--release", "Web01", "--discard")[1]
 
 
 def test_the_drift_of_a_definition_from_its_source_is_a_warning(box: FilledBox, command: Command) -> None:

@@ -140,6 +140,15 @@ def test_a_drive_that_was_pulled_is_named(box: FilledBox, drives: FolderDrives, 
     assert "plug in /dev/sdb (USB, S1) to boot from it" in " ".join(out.split())
 
 
+def test_a_server_that_was_started_by_hand_is_marked_with_the_set_in_the_store_that_it_runs_from(
+    box: FilledBox, drives: FolderDrives, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    hypervisor.boot((box.definitions / "Web01.xml").read_text())
+    assert command("--yes")[0] == 0
+    with State.open(str(box.state), readonly=True) as state:
+        assert state.activations()["Web01"].sequence == 1
+
+
 def test_a_set_that_the_store_has_as_new_is_not_booted_from_a_drive(
     box: FilledBox, drives: FolderDrives, command: Command
 ) -> None:
