@@ -146,8 +146,7 @@ def read(folder: str, server: str) -> Optional[OverlaySet]:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
-            f"{where}/{_MANIFEST} cannot be understood, so what {server} wrote on its overlays is not known: "
-            f"{error!r}; if nothing of it is needed: rm -r {where}"
+            f"{where}/{_MANIFEST} cannot be understood, so what {server} wrote on its overlays is not known: {error!r}"
         ) from error
 
 

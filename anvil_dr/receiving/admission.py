@@ -81,10 +81,21 @@ def check_server(
     check_firmware(target, sum(offer.firmware.values()))
     if offer.name in target.state.activations():
         raise ServerActivatedError(offer.name)
-    if overlays.read(target.config.overlays, offer.name) is not None:
-        # Its mark may be lost, or could not be set. Under what it wrote, its set must stay as it is.
+    if _has_overlays(target, offer.name):
         raise ServerActivatedError(offer.name, on_overlays=True)
     return warnings
+
+
+def _has_overlays(target: Target, server: str) -> bool:
+    """True if a set must stay as it is, under what its server wrote here: its mark may be lost, or could not be set.
+
+    Overlays that nobody understands count: what becomes of those the admin says too.
+    """
+    try:
+        return overlays.read(target.config.overlays, server) is not None
+    except StoreError as error:
+        log.warning("server=%s has overlays, as it seems: %s", server, error)
+        return True
 
 
 def check_firmware(target: Target, size_bytes: int) -> None:

@@ -353,9 +353,12 @@ def test_a_server_whose_overlays_nobody_has_decided_on_is_refused_even_if_its_ma
     with box.running() as target:
         box.send(web.outgoing())
         overlays.make("Web01", 1, "now", [(image, image.path) for image in target.store.images()])
-        (error,) = error_of(box, web.outgoing())
-        assert isinstance(error, RemoteError) and error.remote_code == "ServerActivated"
-        assert "ran on overlays" in str(error) and "--release Web01, and --keep or --discard" in str(error)
+        for damage in (None, "{"):
+            if damage is not None:
+                Path(overlays.folder, "Web01", "overlays.json").write_text(damage)
+            (error,) = error_of(box, web.outgoing())
+            assert isinstance(error, RemoteError) and error.remote_code == "ServerActivated"
+            assert "ran on overlays" in str(error) and "--release Web01, and --keep or --discard" in str(error)
         overlays.remove("Web01")
         assert error_of(box, web.outgoing()) == [None]
 
