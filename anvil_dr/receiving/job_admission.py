@@ -12,6 +12,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from anvil_dr.caching import caching
 from anvil_dr.caching.cache_plan import CachePlan
+from anvil_dr.cycling import cycle
 from anvil_dr.errors import AnvilDrError
 from anvil_dr.model import JobRecord
 from anvil_dr.receiving import admission, announcement, publish, space
@@ -60,6 +61,9 @@ class JobAdmission:
         warnings = admission.check_server(self._target, offer, self._allowed, self.accepted)
         self._target.occupy(offer.name, self._id)
         try:
+            if self._target.state.pending(offer.name):
+                # What was begun is about to be finished: not under a server that somebody runs, nor over its variables.
+                admission.check_images_free(self._target, cycle.images_of(self._target.store, offer.name))
             admission.claim_names(self._target, offer)
             publish.publish_what_waits(self._target, offer.name)
             if not is_alone:

@@ -11,7 +11,6 @@ import os
 from typing import Tuple
 
 from anvil_dr import durable, firmware
-from anvil_dr.cycling import cycle
 from anvil_dr.errors import DefinitionError, StateError, StoreError
 from anvil_dr.model import JournalEntry
 from anvil_dr.receiving import admission, removed_sets
@@ -39,15 +38,11 @@ def publish(target: Target, entry: JournalEntry) -> Tuple[str, bool, Tuple[str, 
 
 
 def publish_what_waits(target: Target, server: str) -> None:
-    """Publish what an earlier job of a server promoted and left to others. The server is this job's.
+    """Publish what an earlier job of a server promoted and left to others. The server is this job's, and not running.
 
-    Where that is still impossible it's logged, and tried again later. Raise ImageInUseError if somebody runs the
-    server: its UEFI variables are its own then. Raise StoreError, StateError, HypervisorError where nobody can tell.
+    Where that is still impossible it's logged, and tried again later. Raise StateError if the state can't be used.
     """
-    waiting = [entry for entry in target.state.pending(server) if entry.purpose == "publish"]
-    if waiting:
-        admission.check_images_free(target, cycle.images_of(target.store, server))
-    for entry in waiting:
+    for entry in (one for one in target.state.pending(server) if one.purpose == "publish"):
         try:
             publish(target, entry)
         except (StoreError, StateError, DefinitionError) as error:

@@ -181,6 +181,18 @@ def test_nothing_is_published_by_the_next_job_over_a_server_that_runs(tmp_path: 
     assert (variables / "Web01.fd").exists()
 
 
+def test_the_next_job_finishes_no_promotion_of_a_server_that_runs(tmp_path: Path) -> None:
+    world = MemoryWorld()
+    box, checker = MortalBox(tmp_path, world, copies=2), Checker()
+    checker.pushes += [Push(number, DISKS) for number in (1, 2, 3)]
+    assert box.push(checker.pushes[0]).succeeded
+    box.push(checker.pushes[1], fate=_Failing("rename Web01_Web01_1_incomplete 1"))
+    names = sorted(world.images())
+    world.use_number(2, "process 7 (qemu-system-x86)")
+    assert "in use by process 7" in str(box.push(checker.pushes[2]).servers[0].error)
+    assert sorted(world.images()) == names
+
+
 class _Failing(_Named):
     """Kills nobody: LVM does not answer."""
 
