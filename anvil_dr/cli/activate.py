@@ -11,7 +11,7 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from anvil_dr import command, hypervisor, words
 from anvil_dr import config as configuration
@@ -176,16 +176,24 @@ def _open(config: Config, opened: ExitStack, *, readonly: bool) -> Box:
     for attempt in (True,) if readonly else (False, True):
         try:
             state = opened.enter_context(wiring.open_state(config, readonly=attempt))
-            state.owners()
+            state.check()
             break
         except StateError as error:
-            state = None
-            warnings = [f"the state cannot be used, so the age of a set is not known: {error}"]
+            state, warnings = _spare_state(config, error)
     store, wrong = wiring.open_store_in_reach(config, state)
     bootable = wiring.open_cached(config, state, store)
     warnings += bootable.warnings
     overlays = Overlays(config.overlays, command.run)
     return Box(config, bootable.store, state, overlays, (*warnings, *wrong), bootable.records)
+
+
+def _spare_state(config: Config, error: StateError) -> Tuple[Optional[State], List[str]]:
+    """What is known all the same where the database cannot be used, and the warning."""
+    try:
+        said = f"the state cannot be used, so what is known of sets is from its spare copies: {error}"
+        return State.open_spare(config.state), [said]
+    except StateError:
+        return None, [f"the state cannot be used, so the age of a set is not known: {error}"]
 
 
 def _list(box: Box, options: argparse.Namespace) -> int:

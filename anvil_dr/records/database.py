@@ -54,11 +54,16 @@ class Database:
     """One database file. Every error of SQLite or of the file system leaves as StateError."""
 
     def __init__(
-        self, directory: str, *, readonly: bool, fill: Callable[[sqlite3.Connection], None] = lambda connection: None
-    ) -> None:
-        """`fill` puts into an empty database what is known from elsewhere, in the transaction that makes it."""
+        self, directory: str, *, readonly: bool, fill: Callable[[sqlite3.Connection], None] = lambda connection: None,
+        passed_over: bool = False,
+    ) -> None:  # fmt: skip
+        """`fill` puts into an empty database what is known from elsewhere, in the transaction that makes it.
+
+        `passed_over`, only for reading: as if there were no file.
+        """
         self.path = os.path.join(directory, FILE_NAME)
         self._directory, self._readonly, self._fill = directory, readonly, fill
+        self._passed_over = passed_over
         self.is_new = False
         """True if it was made now: there was none, or it was damaged."""
         self.moved_to: Optional[str] = None
@@ -85,6 +90,13 @@ class Database:
         with self._errors(), contextlib.closing(self._connect()) as connection:
             connection.execute("BEGIN")
             yield connection
+
+    def check(self) -> None:
+        """Raise StateError if it is damaged anywhere, also where nobody has looked yet."""
+        with self.reading() as connection:
+            said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if said != "ok":
+            raise StateError(f"state database {self.path}: it is damaged: {said}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -131,7 +143,7 @@ class Database:
 
     def _connect_readonly(self) -> sqlite3.Connection:
         try:
-            empty = os.stat(self.path).st_size == 0
+            empty = self._passed_over or os.stat(self.path).st_size == 0
         except FileNotFoundError:
             empty = True
         if not empty:

@@ -56,6 +56,15 @@ class State:
         database.prepare()
         return cls(directory, database)
 
+    @classmethod
+    def open_spare(cls, directory: str) -> State:
+        """What the spare copy says, for reading, whatever the database is. Raise StateError."""
+        database = Database(
+            directory, readonly=True, fill=lambda it: spare.fill(directory, it, level=logging.INFO), passed_over=True
+        )
+        database.prepare()
+        return cls(directory, database)
+
     @property
     def database_path(self) -> str:
         """For messages: the file that everything here is kept in."""
@@ -72,6 +81,10 @@ class State:
             f"{lost} A new one was made, from its spare copy and the names of the images. What had been begun, and the "
             "history of jobs, is not known any more."
         )
+
+    def check(self) -> None:
+        """Raise StateError if the database is damaged anywhere, also where nobody has looked yet."""
+        self._database.check()
 
     def close(self) -> None:
         """Give back the service's lock, if this is the service."""

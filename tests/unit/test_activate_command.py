@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -240,6 +241,27 @@ def test_a_state_that_cannot_be_used_at_all_does_not_keep_servers_down(
     assert "the state cannot be used" in out
     assert "Web01: cannot be marked as activated" in out
     assert running(hypervisor) == ["Web01"]
+
+
+def test_a_database_with_one_damaged_page_is_passed_over_for_its_spare_copy(
+    box: FilledBox, command: Command
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    damage_page(box.state / "state.sqlite", "images")
+    code, out, _ = command("--check")
+    assert (code, out.splitlines()[-1]) == (0, "2 of 2 servers could be booted here now.")
+    assert "what is known of sets is from its spare copies" in out
+    assert "when this set was received is not known" not in out
+
+
+def damage_page(path: Path, table: str) -> None:
+    """As on a disk that rots: one page makes no sense, and all others do."""
+    with closing(sqlite3.connect(path)) as connection:
+        page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    with open(path, "r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\x99" * page_bytes)
 
 
 def test_without_a_terminal_nothing_is_booted_unless_it_is_confirmed_beforehand(
