@@ -112,7 +112,8 @@ def end_lines(
         but = f", but {_why(planned)}" if planned.problems else ""
         yield Line(f"  {printable(planned.server):<{width}}  ran already{but}", "bad" if but else "quiet")
     for outcome in down:
-        yield Line(f"  {printable(outcome.server):<{width}}  NOT RUNNING: {printable(outcome.error or '')}", "bad")
+        word = "NOBODY KNOWS WHETHER IT RUNS" if outcome.unknown else "NOT RUNNING"
+        yield Line(f"  {printable(outcome.server):<{width}}  {word}: {printable(outcome.error or '')}", "bad")
         if outcome.advice:
             yield Line(f"{_ADVICE_INDENT}-> {printable(outcome.advice)}")
     for planned in plan.blocked:

@@ -13,11 +13,11 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Callable, Dict, Final, List, Literal, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr.activation import boot_words
+from anvil_dr.activation.boot_connection import PATIENCE_SECONDS, BootConnection
 from anvil_dr.activation.boot_mark import Marker, Marks
 from anvil_dr.activation.boot_plan import BootPlan, Outcome, PlannedServer
 from anvil_dr.errors import AnvilDrError, HypervisorError
 from anvil_dr.ports import Hypervisor
-from anvil_dr.words import listed
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _POLL_SECONDS: Final = 0.1
 _ASK_AGAIN_SECONDS: Final = 1.0
 _AGENT_SECONDS: Final = 2
 
-Phase = Literal["waiting", "booting", "running", "answers", "failed", "left out"]
+Phase = Literal["waiting", "booting", "running", "answers", "failed", "left out", "unknown"]
 
 
 class Footing(Protocol):
@@ -82,6 +82,7 @@ def execute(
     answer_seconds: float = 0.0,
     stopped: Callable[[], bool] = lambda: False,
     workers: Optional[Executor] = None,
+    again: Optional[Callable[[], Hypervisor]] = None,
     now: Callable[[], float] = time.monotonic,
     sleep: Optional[Callable[[float], None]] = None,
 ) -> Tuple[Outcome, ...]:
@@ -89,11 +90,13 @@ def execute(
 
     One that fails stops only those that start after it, and nothing of ours is raised. `marks` is None where the
     state cannot be written. Guests with an agent are waited for until they answer, for `answer_seconds` at most.
-    Once `stopped` says so nothing more is started, and what runs is left running.
+    Once `stopped` says so nothing more is started, and what runs is left running. `again` connects to libvirt anew,
+    should it restart meanwhile.
     """
     own = None if workers else ThreadPoolExecutor(AT_ONCE, thread_name_prefix="boot")
+    connection = BootConnection(hypervisor, again, now, sleep or time.sleep)
     try:
-        boots = _Boots(plan, hypervisor, Marker(marks, user, observer.unmarked), footing or AsPlanned(), observer, now)
+        boots = _Boots(plan, connection, Marker(marks, user, observer.unmarked), footing or AsPlanned(), observer, now)
         boots.workers = workers or own
         boots.answer_seconds = answer_seconds
         while not boots.are_done(stopped()):
@@ -104,6 +107,7 @@ def execute(
     finally:
         if own is not None:
             own.shutdown(wait=False)
+        connection.close()
 
 
 class _Boot:
@@ -117,6 +121,8 @@ class _Boot:
         self.asked_at = 0.0
         self.booted_at = 0.0
         self.looked_at = 0.0
+        self.silent_since: Optional[float] = None
+        """Since when nobody can tell its state."""
         self.outcome = Outcome(planned.server)
 
     @property
@@ -133,13 +139,13 @@ class _Boots:
     def __init__(
         self,
         plan: BootPlan,
-        hypervisor: Hypervisor,
+        connection: BootConnection,
         marker: Marker,
         footing: Footing,
         observer: Observer,
         now: Callable[[], float],
     ) -> None:
-        self._hypervisor, self._marker, self._footing = hypervisor, marker, footing
+        self._connection, self._marker, self._footing = connection, marker, footing
         self._observer, self._now, self._began = observer, now, now()
         self._news = threading.Event()
         self._boots: Dict[str, _Boot] = {planned.server: _Boot(planned) for planned in plan.ready}
@@ -162,7 +168,7 @@ class _Boots:
         self._observer.pending(self._pending())
         if any(boot.phase in ("waiting", "booting") for boot in self._boots.values()):
             return False
-        return stopped or not any(self._is_watched(boot) or self._is_asked(boot) for boot in self._boots.values())
+        return stopped or not any(self._is_waited_for(boot) for boot in self._boots.values())
 
     def pause(self, seconds: float) -> None:
         """At most so long: a boot that has come to its end is looked at now."""
@@ -173,17 +179,18 @@ class _Boots:
         """What was booted early may have gone since: nobody is told that it runs because it did once."""
         for boot in self._boots.values():
             if boot.is_up:
-                self._look_at_state(boot)
+                self._look_at_state(boot, last=True)
 
     def _start_if_due(self, boot: _Boot, stopped: bool) -> None:
         before = self._before(boot)
-        missing = [one.server for one in before if one.phase in ("failed", "left out")]
+        missing = [one for one in before if one.phase in ("failed", "left out", "unknown")]
         if stopped:
             self._end(boot, "left out", "it was not its turn yet when you stopped", "type the same again")
         elif missing:
             advice = f"boot it all the same: anvil-activate-dr --server {boot.server}"
-            self._end(boot, "left out", f"it starts after {listed(missing)}, which does not run", advice)
-        elif all(one.is_up for one in before):
+            unknown = all(one.phase == "unknown" for one in missing)
+            self._end(boot, "left out", boot_words.behind([one.server for one in missing], unknown), advice)
+        elif all(one.is_up and one.silent_since is None for one in before):
             if self._now() >= self._due_at(boot, before) and self.workers is not None:
                 # Marked before it is booted: in between, no job may begin to write the images. One that changes sets
                 # is marked already; its mark says the other set once all that belongs to that one is in place.
@@ -197,7 +204,7 @@ class _Boots:
         xml = self._footing.prepare(planned)
         if planned.draft.left is not None:
             self._marker.mark(planned)
-        self._hypervisor.boot(xml)
+        self._connection.boot(planned.server, xml)
 
     def _look_at_work(self, boot: _Boot) -> None:
         if boot.work is None or not boot.work.done():
@@ -210,7 +217,7 @@ class _Boots:
                 self._end(boot, "failed", said, f"correct it, then: anvil-activate-dr --server {boot.server}")
             else:
                 advice = f"look for yourself: virsh domstate {boot.server}; it stays marked as activated"
-                self._end(boot, "failed", f"{error}; and yet it may be running", advice)
+                self._end(boot, "unknown", f"{error}; and yet it may be running", advice)
             return
         boot.booted_at = self._now()
         boot.outcome = Outcome(boot.server, booted_seconds=self._seconds())
@@ -229,13 +236,14 @@ class _Boots:
     def _is_off(self, server: str) -> bool:
         """True if it certainly does not run: a connection that breaks in a boot does not take the guest with it."""
         try:
-            return self._hypervisor.state(server) in boot_words.OFF
+            return self._connection.state(server) in boot_words.OFF
         except HypervisorError:
             return False
 
     def _look_at_guest(self, boot: _Boot) -> None:
         """Whether it stays up, and whether its agent answers by now. Whoever stayed up is looked at less often."""
-        if self._is_watched(boot) or self._now() >= boot.looked_at + _ASK_AGAIN_SECONDS:
+        watched = self._is_watched(boot) and boot.silent_since is None
+        if watched or self._now() >= boot.looked_at + _ASK_AGAIN_SECONDS:
             self._look_at_state(boot)
         if self._is_asked(boot) and self.workers is not None:
             if boot.question is None and self._now() >= boot.asked_at + _ASK_AGAIN_SECONDS:
@@ -247,13 +255,20 @@ class _Boots:
                     self._say(boot, "answers")
                 boot.question = None
 
-    def _look_at_state(self, boot: _Boot) -> None:
+    def _look_at_state(self, boot: _Boot, *, last: bool = False) -> None:
+        """`last`: there is no time to ask again."""
         boot.looked_at = self._now()
         try:
-            state = self._hypervisor.state(boot.server)
+            state = self._connection.state(boot.server)
         except HypervisorError as error:
-            self._end(boot, "failed", str(error), f"look for yourself: virsh domstate {boot.server}")
+            # Servers run on while libvirt restarts.
+            if boot.silent_since is None:
+                boot.silent_since = self._now()
+                log.warning("its state is not known server=%s error=%s", boot.server, error)
+            if last or self._now() >= boot.silent_since + PATIENCE_SECONDS:
+                self._end(boot, "unknown", str(error), f"look for yourself: virsh domstate {boot.server}")
             return
+        boot.silent_since = None
         if state != "running":
             stayed_up = not self._is_watched(boot)
             said = boot_words.not_running(state, self._now() - boot.booted_at if stayed_up else None)
@@ -261,13 +276,17 @@ class _Boots:
 
     def _ask(self, server: str) -> bool:
         try:
-            return self._hypervisor.agent_answers(server, timeout_seconds=_AGENT_SECONDS)
+            return self._connection.agent_answers(server, timeout_seconds=_AGENT_SECONDS)
         except HypervisorError:
             # It ended meanwhile, which the next look at its state tells.
             return False
 
     def _is_watched(self, boot: _Boot) -> bool:
         return boot.is_up and self._now() < boot.booted_at + WATCH_SECONDS
+
+    def _is_waited_for(self, boot: _Boot) -> bool:
+        silent = boot.is_up and boot.silent_since is not None
+        return silent or self._is_watched(boot) or self._is_asked(boot)
 
     def _is_asked(self, boot: _Boot) -> bool:
         waits = self._now() < boot.booted_at + self.answer_seconds
@@ -302,7 +321,7 @@ class _Boots:
 
     def _end(self, boot: _Boot, phase: Phase, error: str, advice: str) -> None:
         log.info("server %s server=%s error=%s", phase, boot.server, error)
-        boot.outcome = Outcome(boot.server, error, advice, boot.outcome.booted_seconds, None)
+        boot.outcome = Outcome(boot.server, error, advice, boot.outcome.booted_seconds, None, phase == "unknown")
         self._say(boot, phase, error)
 
     def _say(self, boot: _Boot, phase: Phase, note: str = "") -> None:

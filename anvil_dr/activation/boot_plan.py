@@ -154,6 +154,8 @@ class Outcome:
     """When it was booted, after the beginning; None if it never was."""
     answered_seconds: Optional[float] = None
     """When its guest agent answered first; None if it has not."""
+    unknown: bool = False
+    """True if nobody can tell whether it runs."""
 
 
 def make(

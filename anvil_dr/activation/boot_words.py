@@ -35,6 +35,12 @@ def turn(planned: PlannedServer) -> str:
     return f"{delay} after {listed(planned.after)}" if delay else f"for {listed(planned.after)}"
 
 
+def behind(missing: Sequence[str], unknown: bool) -> str:
+    """Why it is left out: because of these before it. `unknown` if nobody can tell whether they run."""
+    why = "and nobody knows whether that runs" if unknown else "which does not run"
+    return f"it starts after {listed(missing)}, {why}"
+
+
 def due(server: str, down: Sequence[str], seconds: float) -> str:
     """What it waits for at this moment: those that are `down`, and else its delay."""
     return f"{server} waits for {listed(down)}" if down else f"{server} boots in {max(0.0, seconds):.0f} s"

@@ -123,8 +123,9 @@ def _run(options: argparse.Namespace) -> int:
         servers = tuple(dict.fromkeys([*options.server, *(options.rehearse or ())]))
         request = Request(servers, options.sequence, options.force, memory_bytes=memory_bytes)
         manner = Manner(options.check, options.yes, options.json, options.wait, options.overlay, options.after_job)
+        uri = options.connect or config.activation.connect
         try:
-            connected = opened.enter_context(hypervisor.connect(options.connect or config.activation.connect))
+            connected = opened.enter_context(hypervisor.connect(uri))
         except HypervisorError as error:
             if options.check and not request.is_special:
                 check_record.write(config.state, CheckResult(utc_now(), str(error)))
@@ -136,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
                 wait_seconds=options.wait, as_json=options.json, report=options.report,
             )  # fmt: skip
         with activate_box.alone(config, keeps_rehearsals_off=not options.check):
-            return activate_boot.run(box, request, manner, connected)
+            return activate_boot.run(box, request, manner, connected, lambda: hypervisor.connect(uri))
 
 
 def _refuse_what_makes_no_sense(options: argparse.Namespace) -> None:

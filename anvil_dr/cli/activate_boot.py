@@ -32,8 +32,13 @@ ANSWER_SECONDS: Final = 60.0
 """How long somebody at a terminal is shown guests that have not answered yet."""
 
 
-def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> int:
-    """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted."""
+def run(
+    box: Box, request: Request, manner: Manner, hypervisor: Hypervisor, again: Callable[[], Hypervisor]
+) -> int:
+    """Show, ask, boot. The exit code: 0 if every server that was asked for runs, or could be booted.
+
+    `again` connects to the hypervisor anew, should libvirt restart meanwhile.
+    """
     seen = box.survey()
     box = replace(box, warnings=(*box.warnings, *_no_images(box, seen)))
     planner = activate_decide.Planner(box, seen, hypervisor, request, manner)
@@ -63,7 +68,7 @@ def run(box: Box, request: Request, manner: Manner, hypervisor: Hypervisor) -> i
         plan, typed = decided
     forced = activate_record.tell_of_forced(plan, typed)
     began = time.monotonic()
-    outcomes = _boot(box, plan, manner, hypervisor) if plan.ready else ()
+    outcomes = _boot(box, plan, manner, hypervisor, again) if plan.ready else ()
     _mark_running(box, plan)
     seconds = time.monotonic() - began
     record = activate_record.keep(box.config, plan, outcomes, request, forced)
@@ -82,7 +87,9 @@ def _no_images(box: Box, seen: Survey) -> Iterator[str]:
         yield f"there is no image at all in {listed(box.config.store.locations)}: is the store mounted?"
 
 
-def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> Tuple[Outcome, ...]:
+def _boot(
+    box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor, again: Callable[[], Hypervisor]
+) -> Tuple[Outcome, ...]:
     stream = sys.stderr if manner.as_json else sys.stdout
     answer_seconds = manner.answer_seconds
     if answer_seconds is None:
@@ -99,6 +106,7 @@ def _boot(box: Box, plan: BootPlan, manner: Manner, hypervisor: Hypervisor) -> T
             footing=ground,
             answer_seconds=answer_seconds,
             stopped=stopped,
+            again=again,
         )
 
 

@@ -28,6 +28,7 @@ _PHASES: Final[Mapping[Phase, Tuple[str, str]]] = {
     "running": ("running", "green"),
     "answers": ("its guest answers", "bold green"),
     "failed": ("FAILED", "bold red"),
+    "unknown": ("NOT KNOWN", "bold red"),
     "left out": ("NOT BOOTED", "bold red"),
 }
 _UNFOLDED: Final = 240
@@ -102,7 +103,7 @@ class Progress:
 
     def phase(self, server: str, phase: Phase, seconds: float, note: str = "") -> None:
         word, style = _PHASES[phase]
-        text = f"{word}: {note}" if phase in ("failed", "left out") else f"{word} {note}".rstrip()
+        text = f"{word}: {note}" if phase in ("failed", "left out", "unknown") else f"{word} {note}".rstrip()
         self._say(f"{seconds:6.1f} s  {printable(server):<{self._columns}}  {printable(text)}", style)
 
     def unmarked(self, server: str, reason: str) -> None:

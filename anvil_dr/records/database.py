@@ -96,7 +96,7 @@ class Database:
         with self.reading() as connection:
             said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if said != "ok":
-            raise StateError(f"state database {self.path}: it is damaged: {said}")
+            raise StateError(f"state database {self.path}: it is damaged: {said.splitlines()[-1]}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -8,11 +8,12 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Set, Tuple
 
 import pytest
 
+from anvil_dr.activation.activation_text import end_lines
 from anvil_dr.activation.boot import WATCH_SECONDS, AsPlanned, Footing, Phase, execute
 from anvil_dr.activation.boot_plan import BootPlan, Draft, Outcome, PlannedServer
-from anvil_dr.errors import AnvilDrError, StateError, StoreError
+from anvil_dr.errors import AnvilDrError, HypervisorError, StateError, StoreError
 from anvil_dr.model import ImageSet, Owner, StoredImage
-from anvil_dr.ports import DomainState
+from anvil_dr.ports import Domain, DomainState, Hypervisor
 from anvil_dr.preflight.findings import problem
 from tests.doubles.hypervisor import FakeHypervisor
 
@@ -102,11 +103,13 @@ def outcomes(
     answer_seconds: float = 0.0,
     stopped: Callable[[], bool] = lambda: False,
     footing: Optional[Footing] = None,
+    again: Optional[Callable[[], Hypervisor]] = None,
 ) -> Dict[str, Outcome]:
     clock = hypervisor.clock
     found = execute(
         BootPlan(servers, hypervisor.facts), hypervisor, marks, "alice", log or Log(), footing=footing,
-        answer_seconds=answer_seconds, stopped=stopped, workers=workers or AtOnce(), now=clock.now, sleep=clock.sleep,
+        answer_seconds=answer_seconds, stopped=stopped, workers=workers or AtOnce(), again=again, now=clock.now,
+        sleep=clock.sleep,
     )  # fmt: skip
     return {outcome.server: outcome for outcome in found}
 
@@ -273,6 +276,59 @@ def test_a_server_that_may_have_come_up_although_its_boot_failed_stays_marked() 
         assert found.error is not None and "it may be running" in found.error
         assert "virsh domstate A" in found.advice
         assert "A" in marks.activated
+
+
+@dataclass
+class Restarting(FakeHypervisor):
+    """A libvirt that is away for some seconds; the connection of before does not come back."""
+
+    away: Tuple[float, float] = (0.0, 0.0)
+    dead: bool = False
+
+    def ask(self) -> None:
+        self.dead |= self.away[0] <= self.clock.now() < self.away[1]
+        if self.dead:
+            raise HypervisorError("client socket is closed")
+
+    def again(self) -> Restarting:
+        self.dead = False
+        self.ask()
+        return self
+
+    def state(self, name: str) -> DomainState:
+        self.ask()
+        return super().state(name)
+
+    def boot(self, xml: str, *, paused: bool = False, autodestroy: bool = False) -> Domain:
+        self.ask()
+        return super().boot(xml)
+
+
+def test_a_libvirt_that_restarts_while_servers_come_up_stops_nothing() -> None:
+    for away in ((1003.0, 1008.0), (1030.0, 1036.0), (1003.0, 1032.0)):
+        hypervisor = Restarting(away=away)
+        dns, web = server("Dns01"), server("Web01", after=("Dns01",), delay=30)
+        found = outcomes(dns, web, hypervisor=hypervisor, again=hypervisor.again)
+        assert [one.error for one in found.values()] == [None, None]
+        assert [name for name, _ in hypervisor.booted] == ["Dns01", "Web01"]
+
+
+def test_a_libvirt_that_is_away_at_the_moment_of_a_boot_is_asked_again() -> None:
+    hypervisor = Restarting(away=(1000.0, 1005.0))
+    found = outcomes(server("A"), hypervisor=hypervisor, again=hypervisor.again)
+    assert (found["A"].error, hypervisor.booted) == (None, [("A", pytest.approx(1005, abs=1))])
+
+
+def test_nobody_is_told_that_a_server_does_not_run_when_libvirt_stays_away() -> None:
+    hypervisor = Restarting(away=(1003.0, 9000.0))
+    dns, web = server("Dns01"), server("Web01", after=("Dns01",), delay=30)
+    found = outcomes(dns, web, hypervisor=hypervisor, again=hypervisor.again)
+    assert found["Dns01"].unknown and not found["Web01"].unknown
+    lines = [one.text for one in end_lines(BootPlan((dns, web), hypervisor.facts), tuple(found.values()), 90.0)]
+    (said,) = [text for text in lines if text.startswith("  Dns01")]
+    assert "NOT RUNNING" not in said and "NOBODY KNOWS WHETHER IT RUNS" in said
+    assert [name for name, _ in hypervisor.booted] == ["Dns01"]
+    assert found["Web01"].error == "it starts after Dns01, and nobody knows whether that runs"
 
 
 def test_a_server_that_ran_here_before_stays_marked_when_it_cannot_be_booted_again() -> None:
