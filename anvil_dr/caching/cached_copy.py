@@ -32,14 +32,7 @@ from anvil_dr.caching.blame import blamed_for_bytes, blamed_on
 from anvil_dr.caching.cached_sets import CachedImage, CachedSet
 from anvil_dr.caching.difference import Advanced, Difference, scan
 from anvil_dr.cycling import sets
-from anvil_dr.errors import (
-    AnvilDrError,
-    CacheDriveError,
-    DigestMismatchError,
-    RanHereError,
-    ServerActivatedError,
-    ServiceError,
-)
+from anvil_dr.errors import AnvilDrError, CacheDriveError, DigestMismatchError, RanHereError, ServiceError
 from anvil_dr.model import INCOMPLETE, ImageRecord, Owner, StoredImage
 from anvil_dr.ports import CacheFolder, Image
 from anvil_dr.receiving import admission
@@ -61,11 +54,12 @@ def copy(target: Target, cached: CachedSet, firmware: Optional[Mapping[str, byte
         files = _files(target, cached, held)
         stored = admission.server_sets(target, cached.server)
         if not sets.has_one_as_new(stored, cached):
+            # Asked before it is read too, which takes its time.
+            admission.refuse_if_activated(target, cached.server)
             refuse_if_ran_after(target, cached)
             _into_store(target, cached, files, held, firmware)
         # Whoever boots it marks the server first, then looks who has the files open: these have, until they are gone.
-        if cached.server in target.state.activations():
-            raise ServerActivatedError(cached.server)
+        admission.refuse_if_activated(target, cached.server)
         _remove(cached, files)
         cached_sets.forget(target.config.state, cached)
 
@@ -278,7 +272,7 @@ class _Copy(SetWriter):
 
     def _refuse_if_activated(self) -> None:
         """Nor may it have been activated and released since this began: asked again before each change."""
-        super()._refuse_if_activated()
+        admission.refuse_if_activated(self._target, self._cached.server)
         refuse_if_ran_after(self._target, self._cached)
 
     def fill(self, one: CachedImage, source: Image, advanced: Advanced) -> None:

@@ -79,11 +79,16 @@ def check_server(
     warnings = make_definition(target, offer.name, offer.definition, disk_names(offer), offer.left_out).warnings
     _refuse_twin(target, offer, beside)
     check_firmware(target, sum(offer.firmware.values()))
-    if offer.name in target.state.activations():
-        raise ServerActivatedError(offer.name)
-    if _has_overlays(target, offer.name):
-        raise ServerActivatedError(offer.name, on_overlays=True)
+    refuse_if_activated(target, offer.name)
     return warnings
+
+
+def refuse_if_activated(target: Target, server: str) -> None:
+    """Raise ServerActivatedError if the server runs or ran here, and was not given back. Raise StateError."""
+    if server in target.state.activations():
+        raise ServerActivatedError(server)
+    if _has_overlays(target, server):
+        raise ServerActivatedError(server, on_overlays=True)
 
 
 def _has_overlays(target: Target, server: str) -> bool:

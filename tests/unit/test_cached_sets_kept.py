@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import List
 
 import pytest
 
+from anvil_dr.activation.overlays import Overlays
 from anvil_dr.caching import cached_copy, cached_sets
 from anvil_dr.errors import PeerGoneError
 from anvil_dr.model import INCOMPLETE
+from anvil_dr.ports import Completed
 from anvil_dr.receiving.target import Target
 from anvil_dr.records.state import State
 from tests.doubles.caching_box import MIB, CachingBox, two_disks, wait
@@ -279,6 +282,21 @@ def test_a_server_that_was_activated_meanwhile_keeps_its_cached_set(waiting: Cac
         target.state.release("Web01")
         plug_in(waiting, target)
         assert waiting.stored(2)
+
+
+@pytest.mark.parametrize("ran_on", ["set 1", "its drive"])
+def test_nothing_changes_under_overlays_whose_mark_is_lost(waiting: CachingBox, ran_on: str) -> None:
+    waiting.drives.pulled.append(FIRST)
+    with waiting.box.running() as target:
+        overlays = Overlays(target.config.overlays, lambda argv, **more: Completed(argv, b"", b""))
+        (image, *_) = target.store.images()
+        overlays.make("Web01", 1, "2026-11-25T00:00:00+00:00", [(image, image.path)])
+        if ran_on == "its drive":
+            # As new as what is in the store, so that it would only be removed.
+            (cached,) = cached_sets.all_of_them(target.config.state)
+            cached_sets.keep(target.config.state, replace(cached, jobs_before=()), {})
+        plug_in(waiting, target)
+        assert waiting.stored(0) and remembered(waiting) == ["Web01"] and len(on_drive(waiting, FIRST)) == 2
 
 
 def test_what_was_copied_with_its_drive_pulled_in_the_end_is_removed_when_it_comes_back(waiting: CachingBox) -> None:
