@@ -7,19 +7,17 @@ else carries an image's name is never followed.
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import stat
-import sys
 from contextlib import contextmanager
-from typing import Dict, Final, Iterable, Iterator, List, Literal, Optional, Set, Tuple
+from typing import Dict, Final, Iterable, Iterator, List, Literal, Optional, Tuple
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageInUseError, StoreError, StoreFullError
 from anvil_dr.model import INCOMPLETE, Location, Owner, Sequence, StoredImage
 from anvil_dr.ports import OwnerSource
-from anvil_dr.stores import mounts, openers, qemu_lock
+from anvil_dr.stores import file_identity, file_users, mounts, qemu_lock
 from anvil_dr.stores.open_image import FileImage
 
 log = logging.getLogger(__name__)
@@ -29,7 +27,6 @@ _MODE: Final = 0o600
 _OPEN_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 # What an error of open(2) says of this process, and not of the file.
 _OWN_FAULTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-_FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 
 
 class DirectoryStore:
@@ -178,23 +175,7 @@ class DirectoryStore:
 
     def users(self, images: Iterable[StoredImage]) -> Dict[StoredImage, str]:
         """Who else has them open: a process, a loop device, a QEMU that only its locks show. Raise StoreError."""
-        files: Dict[StoredImage, openers.File] = {}
-        locked: Set[StoredImage] = set()
-        for image in images:
-            with self._open(image, os.O_RDONLY) as fd:
-                facts = os.fstat(fd)
-                files[image] = facts.st_dev, facts.st_ino
-                if qemu_lock.writes(fd) or qemu_lock.denies_writing(fd):
-                    locked.add(image)
-        found: Dict[StoredImage, str] = {}
-        opened = openers.of_files(set(files.values()))
-        for image, file in files.items():
-            staying = [one.words for one in opened[file] if not one.harmless]
-            if staying:
-                found[image] = staying[0]
-            elif image in locked and not openers.is_file_open_here(file):
-                found[image] = "a QEMU that cannot be seen from here"
-        return found
+        return file_users.of(images, lambda image: self._open(image, os.O_RDONLY))
 
     def is_known_zero(self, image: StoredImage) -> bool:
         """True if the file has no data at all: a hole reads as zeros. Raise StoreError, ImageIOError."""
@@ -247,7 +228,7 @@ class DirectoryStore:
             except OSError as error:
                 raise self._failure("open", name, error) from error
         try:
-            if stat.S_ISREG(os.fstat(fd).st_mode) and _identity(fd) == image.identity:
+            if stat.S_ISREG(os.fstat(fd).st_mode) and file_identity.of(fd) == image.identity:
                 return fd
         except OSError as error:
             os.close(fd)
@@ -315,7 +296,7 @@ class DirectoryStore:
     def _image(self, owner: Owner, sequence: Sequence, fd: int) -> StoredImage:
         facts, path = os.fstat(fd), self.path(owner, sequence)
         holes_bytes = max(0, facts.st_size - facts.st_blocks * 512)  # stat(2): of 512 bytes, whatever the file system
-        return StoredImage(owner, sequence, self._directory, _identity(fd), facts.st_size, path, holes_bytes)
+        return StoredImage(owner, sequence, self._directory, file_identity.of(fd), facts.st_size, path, holes_bytes)
 
     def _join(self, name: str) -> str:
         return os.path.join(self._directory, name)
@@ -326,19 +307,6 @@ class DirectoryStore:
     def _failure(self, action: str, name: str, error: OSError, advice: str = "") -> StoreError:
         reason = error.strerror or str(error)
         return StoreError(f"cannot {action} {self._join(name)}: {reason}{advice}", store=self._directory, image=name)
-
-
-def _identity(fd: int) -> str:
-    """Its inode, and which of the files that had that number it is, where the file system keeps that.
-
-    In a store that was copied file by file the numbers are given away anew, and one image may have another's.
-    """
-    number, generation = os.fstat(fd).st_ino, bytearray(8)
-    try:
-        fcntl.ioctl(fd, _FS_IOC_GETVERSION, generation)
-    except OSError:  # tmpfs and vfat have none
-        return f"inode:{number}"
-    return f"inode:{number}.{int.from_bytes(generation[:4], sys.byteorder)}"
 
 
 def _log(what: str, image: StoredImage, detail: str) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, List
 
@@ -16,6 +18,7 @@ from anvil_dr.errors import ImageInUseError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.stores import qemu_lock
 from anvil_dr.stores.directory import DirectoryStore
+from tests.contract.labs import held_open
 from tests.doubles.bad_inode import unopenable
 
 WEB = Owner("Web01", "Web01_0")
@@ -205,6 +208,17 @@ def test_a_lock_whose_holder_cannot_be_seen_counts_as_use(tmp_path: Path) -> Non
     here.close()
     there.close()
     assert store_in(tmp_path).users([image]).get(image) is None
+
+
+def test_who_lets_go_of_an_image_at_once_is_no_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any of our commands does that lists the images, and opens each of them for that."""
+    image = newest_in(tmp_path)
+    with ExitStack() as opened:
+        opened.enter_context(held_open(image.path))
+        monkeypatch.setattr(time, "sleep", lambda seconds: opened.close())
+        assert store_in(tmp_path).users([image]) == {}
+    with held_open(image.path):
+        assert "process" in store_in(tmp_path).users([image])[image]
 
 
 def test_a_command_that_we_are_about_to_run_is_no_user(tmp_path: Path) -> None:
