@@ -21,13 +21,14 @@ from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, 
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.ports import OwnerSource, SourceHypervisor, Store
 from anvil_dr.receiving.target import utc_now
-from anvil_dr.sending import connect, job_file, off_notes, outgoing
+from anvil_dr.sending import connect, job_file, off_notes, outgoing, start_log
 from anvil_dr.sending.job import ServerOutcome
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.off_notes import OffNotes
 from anvil_dr.sending.outgoing import Prepared
 from anvil_dr.sending.outgoing_domain import DomainReader
 from anvil_dr.sending.send import JobSender
+from anvil_dr.sending.start_log import StartLog
 from anvil_dr.sending.to_drive import DriveSender
 from anvil_dr.stores.directory import DirectoryStore
 
@@ -75,6 +76,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--state", metavar="DIR", default=off_notes.FOLDER,
         help="where it is noted which servers are off for their image (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--libvirt-log", metavar="DIR", default=start_log.FOLDER,
+        help="where libvirt notes when a server is started (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--identity", metavar="FILE", help="the private key that ssh is to use, and no other")
     parser.add_argument(
@@ -152,7 +157,7 @@ def _work(options: argparse.Namespace, interruption: Interruption) -> _Work:
         keeper = Keeper(
             lambda: _connect(options.connect),
             shut_down=options.shutdown,
-            notes=OffNotes(options.state),
+            notes=OffNotes(options.state, starts=StartLog(options.libvirt_log)),
             refuse=refuse,
             timeout_seconds=options.shutdown_timeout,
             interrupted=lambda: bool(interruption),

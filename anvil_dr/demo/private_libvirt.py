@@ -99,6 +99,11 @@ class PrivateLibvirt:
         """What to connect to."""
         return f"qemu+unix:///system?socket={self._socket}"
 
+    @property
+    def qemu_log(self) -> Path:
+        """The folder of what it calls /var/log/libvirt/qemu."""
+        return self._directory / "log" / "qemu"
+
     def start(self) -> None:
         """Start it and wait until it answers. Raise HypervisorError with its log if it does not."""
         for name, _ in _PRIVATE:

@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, Iterable, Iterator, List, Optional, Protocol
+from typing import Callable, Dict, Iterable, Iterator, List, Optional
 
 from anvil_dr.definition import TpmRequirement
 from anvil_dr.errors import (
@@ -28,27 +28,9 @@ from anvil_dr.errors import (
 from anvil_dr.ports import DomainState, SourceHypervisor
 from anvil_dr.sending import off_rules
 from anvil_dr.sending.lasting_libvirt import BETWEEN_TRIES_SECONDS, TRY_SECONDS, LastingLibvirt
-from anvil_dr.sending.off_notes import OffNote
+from anvil_dr.sending.off_note import Notes, OffNote
 
 log = logging.getLogger(__name__)
-
-
-class Notes(Protocol):
-    """Remembers over a crash what is off for its image. off_notes.OffNotes is one."""
-
-    def path(self, server: str) -> str: ...
-
-    def keep(self, server: str, definition: Optional[str]) -> None:
-        """Raise StateError."""
-        ...
-
-    def take_over(self, server: str) -> bool:
-        """This run will start it now. False if another one will, which still lives. Raise StateError."""
-        ...
-
-    def of(self, server: str) -> Optional[OffNote]: ...
-
-    def forget(self, server: str) -> None: ...
 
 
 @dataclass
@@ -108,11 +90,6 @@ class Keeper:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
         self._refuse_use(name)
         state, left = self._libvirt.state(name), self._notes.of(name)
-        if state == "gone" and left is not None and left.definition is not None and not left.since_this_boot:
-            raise SourceError(
-                f"{name} was shut down for its image at {left.since}, this node was started since then, and it does "
-                f"not run here; if it runs nowhere else: virsh create {left.definition_path}"
-            )
         if state == "gone" and (left is None or left.definition is None):
             raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
         self._refuse(name, state, left)
@@ -208,7 +185,7 @@ class Keeper:
         handled = {stopped.name for stopped in self._behind}
         for name in names:
             left = self._notes.of(name)
-            if name in handled or left is None or not left.since_this_boot or left.held:
+            if name in handled or left is None or left.doubt or left.held:
                 continue
             try:
                 self._refuse_use(name)
@@ -227,7 +204,7 @@ class Keeper:
         off_rules.refuse(
             name,
             state,
-            held=left is not None and left.held,
+            left,
             saved=lambda: self.hypervisor.is_saved(name),
             shut_down=self._shut_down,
         )
@@ -237,9 +214,9 @@ class Keeper:
 
     def _off_already(self, name: str, left: Optional[OffNote]) -> Iterator[None]:
         """One that a run has shut down that was killed, is started; any other stays off."""
-        if left is None or not left.since_this_boot:
+        if left is None or left.doubt:
             if left is not None:
-                self.tell(f"{name}: off since its image of {left.since}, and left off: this node was started since")
+                self.tell(f"{name}: shut down for its image at {left.since}, and left off: {left.doubt}")
             yield
             self._check_still_off(name)
             return

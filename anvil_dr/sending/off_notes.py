@@ -11,12 +11,13 @@ import fcntl
 import json
 import logging
 import os
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import BinaryIO, Dict, Final, Optional
 
 from anvil_dr import durable, naming
 from anvil_dr.errors import ImageNameError, StateError
+from anvil_dr.sending.off_note import OffNote
+from anvil_dr.sending.start_log import StartLog
 
 log = logging.getLogger(__name__)
 
@@ -26,28 +27,13 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _MAX_BYTES: Final = 4 << 20
 
 
-@dataclass(frozen=True)
-class OffNote:
-    """One server that was shut down."""
-
-    server: str
-    since: str
-    """ISO 8601, UTC."""
-    definition: Optional[str]
-    """What a transient server ran with; None for one that libvirt remembers by itself."""
-    definition_path: str
-    """Where that text lies."""
-    since_this_boot: bool
-    """False if the node was started since: then whoever watches over the server may have it elsewhere by now."""
-    held: bool = False
-    """Another run, which still lives, will start it."""
-
-
 class OffNotes:
-    """`folder` is the node's; `boot_id` changes with each start of it."""
+    """`folder` is the node's; `boot_id` changes with each start of it; `starts` is its libvirt's log."""
 
-    def __init__(self, folder: str = FOLDER, *, boot_id: Optional[str] = None) -> None:
-        self._folder = os.path.join(folder, "off")
+    def __init__(
+        self, folder: str = FOLDER, *, boot_id: Optional[str] = None, starts: Optional[StartLog] = None
+    ) -> None:
+        self._folder, self._starts = os.path.join(folder, "off"), starts or StartLog()
         self._boot_id = _read_boot_id() if boot_id is None else boot_id
         self._locks: Dict[str, BinaryIO] = {}
 
@@ -95,8 +81,9 @@ class OffNotes:
             if kept["transient"]:
                 with open(self.path(server), encoding="utf-8") as file:
                     definition = file.read(_MAX_BYTES)
-            same_boot = str(kept["boot_id"]) == self._boot_id != ""
-            return OffNote(server, str(kept["since"]), definition, self.path(server), same_boot, held)
+            since = str(kept["since"])
+            doubt = self._doubt(server, since, str(kept["boot_id"]))
+            return OffNote(server, since, definition, self.path(server), doubt, held)
         except (FileNotFoundError, ImageNameError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -113,6 +100,15 @@ class OffNotes:
             except OSError as error:
                 log.warning("a note stays behind path=%s error=%s", path, error)
         self._let_go(server)
+
+    def _doubt(self, server: str, since: str, boot_id: str) -> str:
+        """Raise ValueError."""
+        if not boot_id == self._boot_id != "":
+            return "this node was started since then"
+        started = self._starts.started_since(server, datetime.fromisoformat(since))
+        if started is None:
+            return f"nobody can tell whether it was started since then (its log is not in {self._starts.folder})"
+        return "it was started here since then" if started else ""
 
     def _hold(self, server: str, how: int) -> None:
         self._let_go(server)

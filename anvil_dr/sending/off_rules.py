@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Final
+from typing import Callable, Dict, Final, Optional
 
 from anvil_dr.errors import SourceError
 from anvil_dr.ports import DomainState
+from anvil_dr.sending.off_note import OffNote
 
 OFF: Final = ("shut off", "gone")
 
@@ -17,15 +18,22 @@ _CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
 }
 
 
-def refuse(name: str, state: DomainState, *, held: bool, saved: Callable[[], bool], shut_down: bool) -> None:
+def refuse(
+    name: str, state: DomainState, left: Optional[OffNote], *, saved: Callable[[], bool], shut_down: bool
+) -> None:
     """Raise SourceError if a server in this state cannot be kept off.
 
-    `held`: by another run, which still lives. `saved`: whether one that is off has its memory saved; asked only then.
-    Without `shut_down` one that runs must not be shut down.
+    `left`: what a run that was killed, or still lives, has noted. `saved`: whether one that is off has its memory
+    saved; asked only then. Without `shut_down` one that runs must not be shut down.
     """
-    if held:
+    if left is not None and left.held:
         raise SourceError(held_by_another(name))
     if state == "gone":
+        if left is not None and left.doubt:
+            raise SourceError(
+                f"{name} was shut down for its image at {left.since}, {left.doubt}, and it does not run here; "
+                f"if it runs nowhere else: virsh create {left.definition_path}"
+            )
         return
     if state == "shut off":
         if saved():

@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 
 from anvil_dr.errors import HypervisorError, ShutdownRefusedError, SourceError
 from anvil_dr.ports import Domain, DomainState
-from anvil_dr.sending.off_notes import OffNote
+from anvil_dr.sending.off_note import OffNote
 from tests.doubles.hypervisor import Clock, FakeHypervisor
 
 
@@ -21,7 +21,7 @@ class MemoryNotes:
         return f"/notes/{server}.xml"
 
     def keep(self, server: str, definition: Optional[str]) -> None:
-        self.kept[server] = OffNote(server, "2026-11-25T01:00:00+00:00", definition, self.path(server), True)
+        self.kept[server] = OffNote(server, "2026-11-25T01:00:00+00:00", definition, self.path(server))
 
     def take_over(self, server: str) -> bool:
         return not self.kept[server].held
@@ -35,8 +35,8 @@ class MemoryNotes:
     def forget(self, server: str) -> None:
         self.kept.pop(server, None)
 
-    def node_was_started(self) -> None:
-        self.kept = {server: replace(note, since_this_boot=False) for server, note in self.kept.items()}
+    def doubt(self, why: str) -> None:
+        self.kept = {server: replace(note, doubt=why) for server, note in self.kept.items()}
 
 
 @dataclass

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Tuple
 
@@ -15,6 +16,7 @@ import pytest
 from anvil_dr.demo.private_libvirt import PrivateLibvirt
 from anvil_dr.demo.server import DemoServer, Report, definition
 from anvil_dr.hypervisor import LibvirtHypervisor
+from anvil_dr.sending.start_log import StartLog
 from tests.doubles.dr_box import DrBox
 
 Reporter = Callable[[str, Callable[[], object]], Report]
@@ -30,7 +32,7 @@ def notes(box: DrBox) -> Path:
 
 def start_send(libvirt: PrivateLibvirt, box: DrBox, *arguments: str) -> subprocess.Popen[str]:
     argv = [str(STUB), "--to", f"unix:{box.config.socket}", "--connect", libvirt.uri, "--state", str(notes(box)),
-            "--json", *arguments, "Web01"]  # fmt: skip
+            "--libvirt-log", str(libvirt.qemu_log), "--json", *arguments, "Web01"]  # fmt: skip
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -154,11 +156,15 @@ def test_a_transient_server_whose_sender_was_killed_is_imaged_as_it_lies_and_mad
         process.communicate()
         assert hypervisor.state("Web01") == "gone"
         assert "<name>Web01</name>" in (notes(box) / "off" / "Web01.xml").read_text()
+        off_at = datetime.fromisoformat(json.loads((notes(box) / "off" / "Web01.json").read_text())["since"])
+        starts = StartLog(str(libvirt.qemu_log))
+        assert starts.started_since("Web01", off_at) is False, "or it would be left off: it may run elsewhere by now"
         code, server = ended(start_send(libvirt, box))
     assert (code, server["state"]) == (0, "succeeded")
     again = report("Web01", lambda: None)
     assert (again.token, again.boots) == (web.token, 2)
     assert list(notes(box).rglob("Web01.*")) == []
+    assert starts.started_since("Web01", off_at) is True
 
 
 def test_an_image_of_a_server_that_somebody_started_meanwhile_is_given_up(

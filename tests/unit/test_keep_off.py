@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, Dict, List, Optional
 
 import pytest
 
@@ -14,6 +16,7 @@ from anvil_dr.errors import HypervisorError, ShutdownRefusedError, SourceChanged
 from anvil_dr.ports import DomainState
 from anvil_dr.sending.keep_off import Keeper
 from anvil_dr.sending.off_notes import OffNotes
+from anvil_dr.sending.start_log import StartLog
 from tests.doubles.machine import Connection, Machine
 
 
@@ -331,22 +334,23 @@ def test_a_server_that_was_left_off_and_cannot_be_started_is_reported() -> None:
     assert "no memory" in str(kept.not_started["Web01"]) and list(machine.notes.kept) == ["Web01"]
 
 
-@pytest.mark.parametrize("why", ["no note", "node was started", "another run lives", "saved", "refused"])
+@pytest.mark.parametrize("why", ["no note", "in doubt", "another run lives", "saved", "refused"])
 def test_a_server_that_is_off_for_a_reason_of_its_own_is_not_started(why: str) -> None:
     machine = Machine()
     kill_while_off(machine)
     if why == "no note":
         machine.notes.forget("Web01")
-    elif why == "node was started":
-        machine.notes.node_was_started()
+    elif why == "in doubt":
+        machine.notes.doubt("it was started here since then")
     elif why == "another run lives":
         machine.notes.another_run_has("Web01")
     elif why == "saved":
         machine.saved.add("Web01")
     elif why == "refused":
         machine.half_back.add("Web01")
-    keeper(machine).start_left_off(["Web01"])
-    assert machine.events == []
+    kept = keeper(machine)
+    kept.start_left_off(["Web01"])
+    assert machine.events == [] and kept.not_started == {}
 
 
 def test_a_server_that_another_run_keeps_off_is_neither_imaged_nor_started() -> None:
@@ -385,13 +389,17 @@ def test_a_note_belongs_to_the_run_that_wrote_it_until_that_ends(tmp_path: Path)
     assert held(ours) and not held(theirs)
 
 
-def test_after_a_restart_of_the_node_nothing_is_started_that_may_run_elsewhere_by_now() -> None:
+@pytest.mark.parametrize("doubt", ["this node was started since then", "it was started here since then"])
+def test_nothing_is_started_that_may_be_off_on_purpose_or_run_elsewhere_by_now(doubt: str) -> None:
     machine, defined = Machine(transient={"Web01"}), Machine()
     for each in (machine, defined):
         kill_while_off(each)
-        each.notes.node_was_started()
-    with pytest.raises(SourceError, match="if it runs nowhere else: virsh create /notes/Web01.xml"):
+        each.notes.doubt(doubt)
+    where = f"{doubt}, and it does not run here; if it runs nowhere else: virsh create /notes/Web01.xml"
+    with pytest.raises(SourceError, match=where):
         keeper(machine).check("Web01")
+    with pytest.raises(SourceError, match=where), keeper(machine).off("Web01"):
+        raise AssertionError("it must not be imaged")
     kept = keeper(defined)
     told: List[str] = []
     kept.tell = told.append
@@ -399,7 +407,7 @@ def test_after_a_restart_of_the_node_nothing_is_started_that_may_run_elsewhere_b
     with kept.off("Web01"):
         pass
     assert machine.events == defined.events == []
-    assert "this node was started since" in told[0]
+    assert told[0].endswith(f"left off: {doubt}")
 
 
 def test_a_server_that_runs_again_is_not_remembered_as_off() -> None:
@@ -422,17 +430,68 @@ def test_whoever_cannot_start_a_transient_server_is_told_where_its_definition_is
     assert list(machine.notes.kept) == ["Web01"]
 
 
+OFF_AT = datetime(2026, 11, 26, 1, 0, 0, tzinfo=timezone.utc)
+STARTED = "2026-11-{}.123+0000: starting up libvirt version: 9.0.0, qemu version: 7.2\nLC_ALL=C \\\n"
+ENDED = "2026-11-{}.456+0000: shutting down, reason={}\n"
+BEFORE = STARTED.format("25 09:00:00") + "char device redirected to /dev/pts/0\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "answer"),
+    [
+        ({}, None),
+        ({"Web01.log": "2026-11-26 02:00:00.000+0000: Domain id=1 is tainted\n"}, None),
+        ({"Web01.log": BEFORE + ENDED.format("26 01:00:20", "shutdown")}, False),
+        ({"Web01.log": BEFORE + ENDED.format("26 01:00:20", "shutdown") + STARTED.format("26 01:30:00")}, True),
+        ({"Web01.log": ENDED.format("26 01:00:20", "shutdown")}, False),
+        ({"Web01.log": BEFORE + STARTED.format("26 02:00:00") + ENDED.format("26 02:00:01", "failed")}, False),
+        ({"Web01.log": BEFORE + STARTED.format("26 02:00:00") + ENDED.format("26 03:00:00", "migrated")}, True),
+        ({"Web01.log": "", "Web01.log.0": BEFORE + STARTED.format("26 02:00:00")}, True),
+        ({"Web01.log": "", "Web01.log.2.gz": BEFORE + STARTED.format("26 02:00:00")}, True),
+        ({"Web01.log": "", "Web01.log.2.gz": "no gzip"}, None),
+        ({"Web01.log": BEFORE, "Web01.log.old.log": STARTED.format("26 02:00:00")}, False),
+        ({"Web010.log": STARTED.format("26 02:00:00")}, None),
+    ],
+)  # fmt: skip
+def test_libvirts_log_tells_whether_a_server_was_started_since(
+    tmp_path: Path, files: Dict[str, str], answer: Optional[bool]
+) -> None:
+    for name, text in files.items():
+        packed = name.endswith(".gz") and text.startswith("2026")
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert StartLog(str(tmp_path)).started_since("Web01", OFF_AT) is answer
+
+
+def test_a_note_is_in_doubt_once_the_node_or_the_server_was_started_since(tmp_path: Path) -> None:
+    OffNotes(str(tmp_path), boot_id="one").keep("Web01", None)
+
+    def doubt(boot_id: str, log: str) -> str:
+        (tmp_path / "Web01.log").write_text(log)
+        note = OffNotes(str(tmp_path), boot_id=boot_id, starts=StartLog(str(tmp_path))).of("Web01")
+        assert note is not None
+        return note.doubt
+
+    assert doubt("one", BEFORE) == ""
+    assert doubt("two", BEFORE) == "this node was started since then"
+    later = STARTED.format("25 00:00:00").replace("2026", "2999")
+    assert doubt("one", BEFORE + later) == "it was started here since then"
+    assert doubt("one", "").startswith("nobody can tell whether it was started since then")
+    assert str(tmp_path) in doubt("one", "")
+
+
 def test_a_note_survives_its_writer_and_keeps_the_definition_beside_it(tmp_path: Path) -> None:
     OffNotes(str(tmp_path), boot_id="one").keep("Web01", "<domain/>")
     OffNotes(str(tmp_path), boot_id="one").keep("Db01", None)
-    same, later = OffNotes(str(tmp_path), boot_id="one"), OffNotes(str(tmp_path), boot_id="two")
+    starts = StartLog(str(tmp_path))
+    (tmp_path / "Web01.log").write_text(BEFORE)
+    same, later = (OffNotes(str(tmp_path), boot_id=boot, starts=starts) for boot in ("one", "two"))
     found = same.of("Web01")
     assert found is not None
-    assert (found.definition, found.since_this_boot) == ("<domain/>", True)
+    assert (found.definition, found.doubt) == ("<domain/>", "")
     assert Path(found.definition_path).read_text() == "<domain/>"
     for note, expected in ((later.of("Web01"), "<domain/>"), (later.of("Db01"), None)):
         assert note is not None
-        assert (note.definition, note.since_this_boot) == (expected, False)
+        assert (note.definition, note.doubt) == (expected, "this node was started since then")
     same.forget("Web01")
     assert same.of("Web01") is None
     (tmp_path / "off" / "Db01.json").write_text("{")

@@ -138,7 +138,9 @@ def test_a_server_that_a_killed_run_left_off_is_started_whatever_keeps_this_job_
     if trouble != "no disk":
         image.write_bytes(bytes(4096))
     OffNotes(str(tmp_path)).keep("Web01", None)
+    (tmp_path / "Web01.log").write_text("2026-01-02 03:04:05.678+0000: starting up libvirt version: 9.0.0\n")
     arguments = ["--to", f"unix:{tmp_path}/none", "--connect", f"test://{libvirt}", "--state", str(tmp_path)]
+    arguments += ["--libvirt-log", str(tmp_path)]
     assert send.main([*arguments, "Web01"]) == 1
     said = capsys.readouterr()
     assert "Web01: FAILED" in said.out and "it is started now" in said.err and "Web01: runs again" in said.err
