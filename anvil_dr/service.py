@@ -16,18 +16,18 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, FrozenSet, List, Optional, Tuple
+from typing import Callable, Dict, FrozenSet, Optional, Tuple
 
 from anvil_dr import relay
 from anvil_dr.errors import AnvilDrError, ProtocolError, ServiceError
 from anvil_dr.receiving.failure_rate import FailureRate
 from anvil_dr.receiving.session import Peer, Session
 from anvil_dr.receiving.target import Target
+from anvil_dr.status.jobs_line import jobs_line
 from anvil_dr.wire.channel import Channel
 from anvil_dr.wire.limits import Limits
 from anvil_dr.wire.pace import Pace
 from anvil_dr.wire.protocol import Error, Kind, frame_header
-from anvil_dr.words import printable
 
 log = logging.getLogger(__name__)
 
@@ -107,14 +107,16 @@ class Service:
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
-        self._notify("READY=1\nSTATUS=" + self._status())
+        self._notify("READY=1\nSTATUS=" + jobs_line(self._target.jobs()))
         while True:
             ready = {fd for fd, _ in poll.poll(5000)}
             if self._wake_read in ready:
                 break
             if self._listener.fileno() in ready:
                 self._accept()
-            self._notify("WATCHDOG=1\nSTATUS=" + self._status())
+            # By itself: whatever became of the other message, the service is alive.
+            self._notify("WATCHDOG=1")
+            self._notify("STATUS=" + jobs_line(self._target.jobs()))
         self._notify("STOPPING=1\nSTATUS=Stopping: ending what runs")
         self._end_sessions()
 
@@ -257,17 +259,6 @@ class Service:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 log.error("a session did not end within %g seconds", self._limits.stop_seconds)
-
-    def _status(self) -> str:
-        jobs = self._target.jobs()
-        if not jobs:
-            return "Ready, no job is running"
-        parts: List[str] = []
-        for job in jobs:
-            share = 100 * job.bytes_done // job.bytes_total if job.bytes_total else 100
-            # A line of its own would be a message of its own to systemd (sd_notify(3)).
-            parts.append(printable(f"{', '.join(job.servers)} from {job.node}: {share} %"))
-        return "Receiving " + "; ".join(parts)
 
 
 _LOCAL = "this machine"

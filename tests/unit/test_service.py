@@ -8,7 +8,7 @@ import resource
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, List, Tuple
@@ -19,6 +19,7 @@ from anvil_dr import service
 from anvil_dr.receiving.target import JobProgress, Target
 from anvil_dr.records.state import State
 from anvil_dr.status import inquiry
+from anvil_dr.status.jobs_line import jobs_line
 from anvil_dr.wire.limits import Limits
 from anvil_dr.wire.pace import Pace
 from anvil_dr.wire.protocol import Kind
@@ -133,6 +134,32 @@ def test_what_systemd_is_told_of_a_job_is_one_line(tmp_path: Path) -> None:
             running.join()
     assert told[0] == "READY=1\nSTATUS=Receiving Web01 from node\\nMAINPID=1: 0 %"
     assert all("\nMAINPID" not in message for message in told)
+
+
+def test_no_node_can_make_systemd_miss_that_the_service_is_alive(tmp_path: Path) -> None:
+    """It drops a message of more than 4096 bytes (NOTIFY_BUFFER_MAX), and ends a service that it hears nothing of."""
+    told: List[str] = []
+    box = DrBox(tmp_path)
+    servers = tuple(f"Customer{number:03d}-production-webserver" for number in range(128))
+    with State.open(box.config.state) as state, service.listen(box.config.socket) as listener, ExitStack() as jobs:
+        target = Target(box.config, box.open_store(state), state)
+        served = service.Service(target, listener, told.append)
+        for number in range(64):
+            jobs.enter_context(target.running(JobProgress(f"j{number}", "\U0001f525" * 255, servers, 100)))
+        running = threading.Thread(target=served.run)
+        running.start()
+        inquiry.running_jobs(box.config.socket)
+        served.stop()
+        running.join()
+    assert "WATCHDOG=1" in told
+    assert max(len(message.encode()) for message in told) < 2048
+
+
+def test_what_systemd_is_told_of_many_jobs_names_some_and_counts_the_others() -> None:
+    jobs = [JobProgress("j", f"node{number}", ("Web01", "Db01", "Mail01", "Dns01"), 100).snapshot() for number in "123"]
+    assert jobs_line([]) == "Ready, no job is running"
+    assert jobs_line(jobs[:1]) == "Receiving Web01, Db01 and 2 more from node1: 0 %"
+    assert jobs_line([*jobs, *jobs[:2]]).endswith("; Web01, Db01 and 2 more from node3: 0 %; 2 more jobs")
 
 
 def test_stopping_waits_for_nobody_who_has_said_nothing(tmp_path: Path) -> None:
