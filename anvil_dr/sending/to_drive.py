@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import threading
 import uuid
 from contextlib import ExitStack
@@ -101,6 +102,8 @@ class DriveSender:
         others = tuple(one for one in self._job.servers if one.name != server.name)
         if len(others) < len(self._job.servers):
             self._record(others)
+        else:
+            self._refuse_what_waits(server.name)
         with ExitStack() as opened:
             images = {disk.name: self._begin(server, disk) for disk in server.disks}
             opened.enter_context(server.keep_off())
@@ -125,6 +128,21 @@ class DriveSender:
         self._record((*others, carried_server))
         log.info("server is on the drive server=%s job=%s written_bytes=%d", server.name, job_id, written_bytes)
         return ServerDone(server.name, at, 0, written_bytes, "", False)
+
+    def _refuse_what_waits(self, server: str) -> None:
+        """A drive that was pulled from a DR box as its cache may have the only complete set of a server.
+
+        What we began and did not end has at least one incomplete image. Raise StoreError.
+        """
+        there = self._store.images(server)
+        complete = [image.path for image in there if image.sequence == 1]
+        if complete and len(complete) == len(there):
+            raise StoreError(
+                f"{complete[0]} is complete and not on the drive's record, so a DR box may wait for it: plug the drive "
+                f"in there first, until anvil-dr-status names no set that waits on it; if nobody needs it: "
+                f"rm {shlex.join(complete)}",
+                store=self._folder,
+            )
 
     def _check_names(self, server: OutgoingServer) -> None:
         """Raise ImageNameError, NameCollisionError."""

@@ -101,6 +101,34 @@ def test_a_drive_without_the_signature_is_not_written_to(trip: Trip) -> None:
     assert trip.on_drive == []
 
 
+def test_a_set_that_a_dr_box_waits_for_is_not_written_over_at_the_node(tmp_path: Path) -> None:
+    trip = Trip(tmp_path, copies=1)
+    trip.drives.pulled.append(DEVICE)
+    with trip.box.running():
+        assert trip.box.send(trip.node.outgoing()).succeeded
+    trip.drives.pulled.clear()
+    trip.node.disks = disks(1)
+    with trip.box.running() as target:
+        target.stopping.set()  # before the copy
+        assert trip.box.send(trip.node.outgoing()).succeeded
+    before = {name: (trip.drive / name).read_bytes() for name in trip.on_drive}
+    trip.node.disks = disks(2)
+    (error,) = trip.fill()
+    assert error is not None and "plug the drive in there first" in str(error)
+    assert {name: (trip.drive / name).read_bytes() for name in trip.on_drive} == before
+    with trip.box.running() as target:
+        for thread in target.background:
+            thread.join()
+    assert trip.stored(1) and trip.fill() == [None]
+
+
+def test_a_fill_that_broke_off_before_every_image_was_begun_goes_on(trip: Trip) -> None:
+    assert trip.fill() == [None]
+    trip.edit(lambda server: server.update(name="Other"))
+    (trip.drive / IMAGES[0]).rename(trip.drive / IMAGES[0].replace("_1.raw", "_incomplete.raw"))
+    assert trip.fill() == [None] and IMAGES[0] in trip.on_drive
+
+
 def test_what_is_half_written_is_never_on_record_and_the_next_try_goes_on(trip: Trip) -> None:
     assert trip.fill() == [None]
     trip.node.disks = disks(1)
