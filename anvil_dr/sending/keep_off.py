@@ -38,7 +38,8 @@ class _Stopped:
     """A server that was to be shut down."""
 
     name: str
-    start: Callable[[], None]
+    made_from: Optional[str]
+    """Its definition, if libvirt knows nothing of it while it is off."""
     asked_at: Optional[float]
     """None if it was another run that asked, and this one has not even read its disks."""
     asked: bool = True
@@ -90,7 +91,7 @@ class Keeper:
         """Raise SourceError if this server could not be kept off now. Nothing is changed."""
         self._refuse_use(name)
         state, left = self._libvirt.state(name), self._notes.of(name)
-        if state == "gone" and (left is None or left.definition is None):
+        if state == "gone" and left is None:
             raise SourceError(f"there is no server {name} on this machine; see: virsh list --all")
         self._refuse(name, state, left)
         if left is not None and state not in off_rules.OFF:
@@ -124,7 +125,7 @@ class Keeper:
         """
         self._refuse_use(name)
         state, left = self._libvirt.state(name), self._notes.of(name)
-        if state == "gone" and (left is None or left.definition is None):
+        if state == "gone" and left is None:
             raise SourceError(f"{name} has gone since the job began: it has ended, or moved to another node")
         self._refuse(name, state, left)
         if state in off_rules.OFF:
@@ -174,7 +175,7 @@ class Keeper:
         for stopped in late:
             reason = f"did not shut down within {self._timeout_seconds:g} seconds, nor since then"
             log.warning("server may go off yet server=%s", stopped.name)
-            by_hand = self._by_hand(stopped.name)
+            by_hand = off_rules.by_hand(stopped.name, self._notes.of(stopped.name), None)
             self.not_started[stopped.name] = NotStartedError(stopped.name, reason, by_hand, is_off=False)
 
     def start_left_off(self, names: Iterable[str]) -> None:
@@ -189,14 +190,16 @@ class Keeper:
                 continue
             try:
                 self._refuse_use(name)
-                if self._libvirt.persist(partial(self._is_saved, name), TRY_SECONDS) or not self._notes.take_over(name):
+                if self._libvirt.persist(partial(self._stays_off, left), TRY_SECONDS):
+                    continue
+                if not self._notes.take_over(name):
                     continue  # somebody has started it since
             except AnvilDrError as error:
                 log.error("server left off server=%s error=%s", name, error)
                 self.tell(f"{name}: off since {left.since}, when a run was broken off, and left off: {error}")
                 continue
             self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started now")
-            self._put_back(_Stopped(name, self._way_back(name, left.definition), None, went_off=True))
+            self._put_back(_Stopped(name, _made_from(left), None, went_off=True))
 
     # — inner parts —
 
@@ -209,8 +212,10 @@ class Keeper:
             shut_down=self._shut_down,
         )
 
-    def _is_saved(self, name: str) -> bool:
-        return self.hypervisor.state(name) == "shut off" and self.hypervisor.is_saved(name)
+    def _stays_off(self, left: OffNote) -> bool:
+        """Somebody has saved it with its memory, or undefined it, since."""
+        state = self.hypervisor.state(left.server)
+        return self.hypervisor.is_saved(left.server) if state == "shut off" else state == "gone" and not left.transient
 
     def _off_already(self, name: str, left: Optional[OffNote]) -> Iterator[None]:
         """One that a run has shut down that was killed, is started; any other stays off."""
@@ -223,35 +228,25 @@ class Keeper:
         if not self._notes.take_over(name):
             raise SourceError(off_rules.held_by_another(name))
         self.tell(f"{name}: off since {left.since}, when a run was broken off; it is started after its image")
-        stopped = _Stopped(name, self._way_back(name, left.definition), self._clock(), went_off=True)
+        stopped = _Stopped(name, _made_from(left), self._clock(), went_off=True)
         try:
             yield
             self._check_still_off(name)
         finally:
             self._put_back(stopped)
 
-    def _noted(self, name: str) -> Callable[[], None]:
-        """What starts this server again, after having noted that it will be off. A transient one ends with its
-        shutdown, and its definition with it."""
+    def _noted(self, name: str) -> Optional[str]:
+        """Note that it will be off. Returns what it is made from again, if its definition ends with it."""
         transient = any(domain.name == name and not domain.persistent for domain in self.hypervisor.active())
-        xml = self.hypervisor.definition(name) if transient else None
+        xml = self.hypervisor.definition(name)
         try:
-            self._notes.keep(name, xml)
+            self._notes.keep(name, xml, transient=transient)
             if transient:
                 self.tell(f"{name}: until it runs again, its definition is in {self._notes.path(name)}")
         except StateError as error:
             # An image is worth more than the note, which only a crash makes use of.
             log.warning("not noted that it is off server=%s error=%s", name, error)
-        return self._way_back(name, xml)
-
-    def _way_back(self, name: str, xml: Optional[str]) -> Callable[[], None]:
-        def start() -> None:
-            if xml is None:
-                self.hypervisor.start(name)
-            else:
-                self.hypervisor.boot(xml)
-
-        return start
+        return xml if transient else None
 
     def _check_still_off(self, name: str) -> None:
         self._refuse_use(name)
@@ -268,16 +263,16 @@ class Keeper:
         if not stopped.asked:
             self._notes.forget(name)  # or the next run would start it if somebody shuts it down on purpose
             return
+        state: Optional[DomainState] = None
         try:
             state = self._libvirt.persist(lambda: self._start_if_off(stopped), tries_seconds)
-            if state == "crashed":
-                raise HypervisorError("it has crashed and still holds its disks")
+            if state in off_rules.CANNOT_BE_STARTED:
+                raise HypervisorError(off_rules.CANNOT_BE_STARTED[state])
         except HypervisorError as error:
             log.error("server not started server=%s error=%s", name, error)
             self._behind.append(stopped)
-            self.not_started[name] = NotStartedError(
-                name, str(error), self._by_hand(name), libvirt_code=error.libvirt_code
-            )
+            by_hand = off_rules.by_hand(name, self._notes.of(name), state)
+            self.not_started[name] = NotStartedError(name, str(error), by_hand, libvirt_code=error.libvirt_code)
             return
         except SourceError as refused:
             log.error("server not started server=%s error=%s", name, refused)
@@ -305,9 +300,14 @@ class Keeper:
             return state
         stopped.went_off = True
         self._refuse_use(stopped.name)
-        stopped.start()
+        if stopped.made_from is not None:
+            self.hypervisor.boot(stopped.made_from)
+        elif state == "gone":
+            return state
+        else:
+            self.hypervisor.start(stopped.name)
         return "running"
 
-    def _by_hand(self, name: str) -> str:
-        left = self._notes.of(name)
-        return f"virsh create {left.definition_path}" if left and left.definition is not None else f"virsh start {name}"
+
+def _made_from(left: OffNote) -> Optional[str]:
+    return left.definition if left.transient else None

@@ -16,8 +16,10 @@ class OffNote:
     server: str
     since: str
     """ISO 8601, UTC."""
+    transient: bool
+    """libvirt knows nothing of it while it's off."""
     definition: Optional[str]
-    """What a transient server ran with; None for one that libvirt remembers by itself."""
+    """What makes it again. None, of one that libvirt remembers by itself only, if it was not kept."""
     definition_path: str
     """Where that text lies."""
     doubt: str = ""
@@ -32,7 +34,7 @@ class Notes(Protocol):
 
     def path(self, server: str) -> str: ...
 
-    def keep(self, server: str, definition: Optional[str]) -> None:
+    def keep(self, server: str, definition: str, *, transient: bool) -> None:
         """Raise StateError."""
         ...
 

@@ -1,8 +1,8 @@
 """Which servers were shut down for their image and don't run again yet: what a node must know after a crash.
 
-Reads and writes `<folder>/off/<server>.json`, and `<server>.xml` beside it for a transient server, whose definition is
-nowhere else once it is off. The run that will start the server again has the note locked (flock) for as long as it
-lives.
+Reads and writes `<folder>/off/<server>.json`, and `<server>.xml` beside it: the definition of a transient server is
+nowhere else once it is off, and that of another one may be undefined meanwhile. The run that will start the server
+again has the note locked (flock) for as long as it lives.
 """
 
 from __future__ import annotations
@@ -38,19 +38,18 @@ class OffNotes:
         self._locks: Dict[str, BinaryIO] = {}
 
     def path(self, server: str) -> str:
-        """Where a transient server's definition is kept."""
+        """Where a server's definition is kept."""
         return os.path.join(self._folder, f"{server}.xml")
 
-    def keep(self, server: str, definition: Optional[str]) -> None:
+    def keep(self, server: str, definition: str, *, transient: bool) -> None:
         """To be called before it is shut down. Raise StateError if it cannot be kept."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        content = json.dumps({"since": now, "boot_id": self._boot_id, "transient": definition is not None}) + "\n"
+        content = json.dumps({"since": now, "boot_id": self._boot_id, "transient": transient}) + "\n"
         try:
             naming.check_server_name(server)
             durable.make_directories(self._folder, mode=0o700)
-            if definition is not None:
-                # A definition may hold passwords.
-                durable.replace(self.path(server), definition.encode("utf-8"), mode=0o600)
+            # A definition may hold passwords.
+            durable.replace(self.path(server), definition.encode("utf-8"), mode=0o600)
             durable.replace(self._note(server), content.encode("utf-8"), mode=0o600)
             # The server still runs, so nobody takes it for left off before this.
             self._hold(server, fcntl.LOCK_EX)
@@ -77,13 +76,12 @@ class OffNotes:
             with open(self._note(server), encoding="utf-8") as file:
                 kept = json.loads(file.read(_MAX_BYTES))
                 held = server not in self._locks and _is_locked(file.fileno())
-            definition: Optional[str] = None
-            if kept["transient"]:
-                with open(self.path(server), encoding="utf-8") as file:
-                    definition = file.read(_MAX_BYTES)
+            definition = self._definition(server)
+            if kept["transient"] and definition is None:
+                return None  # nothing is left to start it with
             since = str(kept["since"])
             doubt = self._doubt(server, since, str(kept["boot_id"]))
-            return OffNote(server, since, definition, self.path(server), doubt, held)
+            return OffNote(server, since, bool(kept["transient"]), definition, self.path(server), doubt, held)
         except (FileNotFoundError, ImageNameError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -100,6 +98,14 @@ class OffNotes:
             except OSError as error:
                 log.warning("a note stays behind path=%s error=%s", path, error)
         self._let_go(server)
+
+    def _definition(self, server: str) -> Optional[str]:
+        """Raise OSError, ValueError."""
+        try:
+            with open(self.path(server), encoding="utf-8") as file:
+                return file.read(_MAX_BYTES)
+        except FileNotFoundError:
+            return None
 
     def _doubt(self, server: str, since: str, boot_id: str) -> str:
         """Raise ValueError."""

@@ -10,6 +10,12 @@ from anvil_dr.sending.off_note import OffNote
 
 OFF: Final = ("shut off", "gone")
 
+CANNOT_BE_STARTED: Final[Dict[str, str]] = {
+    "crashed": "it has crashed and still holds its disks",
+    "gone": "it is not defined here any more; if it was moved to another machine, start nothing here",
+}
+"""Why, by what `Keeper` finds when it is to be started."""
+
 _CANNOT_BE_SHUT_DOWN: Final[Dict[str, str]] = {
     "paused": "is paused, so it cannot shut down; resume it or shut it down first",
     "suspended": "is suspended, so it cannot shut down; wake it or shut it down first",
@@ -28,11 +34,16 @@ def refuse(
     """
     if left is not None and left.held:
         raise SourceError(held_by_another(name))
+    if state == "gone" and left is not None and not left.transient:
+        raise SourceError(
+            f"{name} was shut down for its image at {left.since} and is not defined on this machine any more; "
+            f"if it is on no other one either: {by_hand(name, left, state)}"
+        )
     if state == "gone":
         if left is not None and left.doubt:
             raise SourceError(
                 f"{name} was shut down for its image at {left.since}, {left.doubt}, and it does not run here; "
-                f"if it runs nowhere else: virsh create {left.definition_path}"
+                f"if it runs nowhere else: {by_hand(name, left, state)}"
             )
         return
     if state == "shut off":
@@ -51,3 +62,14 @@ def refuse(
 def held_by_another(name: str) -> str:
     """Why a server must not be touched that another run keeps off."""
     return f"{name} is being imaged by another run of anvil-dr-send on this node; wait for that one to end"
+
+
+def by_hand(name: str, left: Optional[OffNote], state: Optional[DomainState]) -> str:
+    """The command that starts a server in this state, which is None if libvirt does not say."""
+    if left is not None and left.transient:
+        start = f"virsh create {left.definition_path}"
+    elif left is not None and left.definition is not None and state == "gone":
+        start = f"virsh define {left.definition_path} && virsh start {name}"
+    else:
+        start = f"virsh start {name}"
+    return f"virsh destroy {name} && {start}" if state == "crashed" else start

@@ -20,8 +20,9 @@ class MemoryNotes:
     def path(self, server: str) -> str:
         return f"/notes/{server}.xml"
 
-    def keep(self, server: str, definition: Optional[str]) -> None:
-        self.kept[server] = OffNote(server, "2026-11-25T01:00:00+00:00", definition, self.path(server))
+    def keep(self, server: str, definition: str, *, transient: bool) -> None:
+        at = "2026-11-25T01:00:00+00:00"
+        self.kept[server] = OffNote(server, at, transient, definition, self.path(server))
 
     def take_over(self, server: str) -> bool:
         return not self.kept[server].held

@@ -232,13 +232,37 @@ def test_a_server_that_cannot_be_started_is_known_and_its_image_is_kept() -> Non
     assert kept.downtime_seconds == {}
 
 
-def test_a_server_that_crashes_while_it_is_imaged_is_known_to_be_down() -> None:
-    machine = Machine()
+@pytest.mark.parametrize(
+    ("transient", "start"), [(False, "virsh start Web01"), (True, "virsh create /notes/Web01.xml")]
+)
+def test_a_server_that_crashes_while_it_is_imaged_is_known_to_be_down_and_must_be_ended_first(
+    transient: bool, start: str
+) -> None:
+    machine = Machine(transient={"Web01"} if transient else set())
     machine.after_shutdown = lambda: machine.domains.update({"Web01": "crashed"})
     kept = keeper(machine)
     with pytest.raises(SourceError, match="crashed"), kept.off("Web01"):
         raise AssertionError("it must not be imaged")
     assert "crashed" in str(kept.not_started["Web01"])
+    assert kept.not_started["Web01"].by_hand == f"virsh destroy Web01 && {start}"
+
+
+def test_a_server_that_was_undefined_meanwhile_is_reported_at_once_with_where_its_definition_is() -> None:
+    machine = Machine()
+    kept = keeper(machine)
+    with kept.off("Web01"):
+        del machine.domains["Web01"]
+        began = machine.clock.time
+    kept.start_late()
+    assert machine.clock.time == began and machine.events == ["shutdown Web01"]
+    by_hand = "virsh define /notes/Web01.xml && virsh start Web01"
+    assert kept.not_started["Web01"].by_hand == by_hand
+    assert "moved to another machine, start nothing here" in str(kept.not_started["Web01"])
+    later = keeper(machine)
+    with pytest.raises(SourceError, match=f"is not defined on this machine any more; .*: {by_hand}"):
+        later.check("Web01")
+    later.start_left_off(["Web01"])
+    assert machine.events == ["shutdown Web01"] and later.not_started == {}
 
 
 def test_a_shutdown_that_would_destroy_a_tpm_is_refused() -> None:
@@ -374,7 +398,8 @@ def test_a_note_belongs_to_the_run_that_wrote_it_until_that_ends(tmp_path: Path)
         return note.held
 
     program = "from anvil_dr.sending.off_notes import OffNotes; import sys\n"
-    program += "kept = OffNotes(sys.argv[1], boot_id='one'); kept.keep('Web01', None); print(); sys.stdin.read()"
+    program += "kept = OffNotes(sys.argv[1], boot_id='one'); kept.keep('Web01', '<domain/>', transient=False)\n"
+    program += "print(flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
         assert run.stdout is not None
@@ -385,7 +410,7 @@ def test_a_note_belongs_to_the_run_that_wrote_it_until_that_ends(tmp_path: Path)
     assert ours.take_over("Web01") and not held(ours)
     assert held(theirs) and not theirs.take_over("Web01")
     ours.forget("Web01")
-    theirs.keep("Web01", None)
+    theirs.keep("Web01", "<domain/>", transient=False)
     assert held(ours) and not held(theirs)
 
 
@@ -463,7 +488,7 @@ def test_libvirts_log_tells_whether_a_server_was_started_since(
 
 
 def test_a_note_is_in_doubt_once_the_node_or_the_server_was_started_since(tmp_path: Path) -> None:
-    OffNotes(str(tmp_path), boot_id="one").keep("Web01", None)
+    OffNotes(str(tmp_path), boot_id="one").keep("Web01", "<domain/>", transient=False)
 
     def doubt(boot_id: str, log: str) -> str:
         (tmp_path / "Web01.log").write_text(log)
@@ -480,21 +505,24 @@ def test_a_note_is_in_doubt_once_the_node_or_the_server_was_started_since(tmp_pa
 
 
 def test_a_note_survives_its_writer_and_keeps_the_definition_beside_it(tmp_path: Path) -> None:
-    OffNotes(str(tmp_path), boot_id="one").keep("Web01", "<domain/>")
-    OffNotes(str(tmp_path), boot_id="one").keep("Db01", None)
+    OffNotes(str(tmp_path), boot_id="one").keep("Web01", "<domain/>", transient=True)
+    OffNotes(str(tmp_path), boot_id="one").keep("Db01", "<domain id='2'/>", transient=False)
     starts = StartLog(str(tmp_path))
     (tmp_path / "Web01.log").write_text(BEFORE)
     same, later = (OffNotes(str(tmp_path), boot_id=boot, starts=starts) for boot in ("one", "two"))
     found = same.of("Web01")
     assert found is not None
-    assert (found.definition, found.doubt) == ("<domain/>", "")
+    assert (found.transient, found.definition, found.doubt) == (True, "<domain/>", "")
     assert Path(found.definition_path).read_text() == "<domain/>"
-    for note, expected in ((later.of("Web01"), "<domain/>"), (later.of("Db01"), None)):
+    for note, expected in ((later.of("Web01"), (True, "<domain/>")), (later.of("Db01"), (False, "<domain id='2'/>"))):
         assert note is not None
-        assert (note.definition, note.doubt) == (expected, "this node was started since then")
+        assert (note.transient, note.definition) == expected and note.doubt == "this node was started since then"
     same.forget("Web01")
-    assert same.of("Web01") is None
+    assert same.of("Web01") is None and list((tmp_path / "off").glob("Web01.*")) == []
+    (tmp_path / "off" / "Db01.xml").unlink()
+    note = later.of("Db01")
+    assert note is not None and note.definition is None, "libvirt has it"
     (tmp_path / "off" / "Db01.json").write_text("{")
     assert same.of("Db01") is None, "it makes no sense"
     with pytest.raises(StateError):
-        same.keep("../etc/Web01", "<domain/>")
+        same.keep("../etc/Web01", "<domain/>", transient=True)

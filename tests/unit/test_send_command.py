@@ -137,7 +137,7 @@ def test_a_server_that_a_killed_run_left_off_is_started_whatever_keeps_this_job_
     libvirt.write_text(NODE.format(image=image))
     if trouble != "no disk":
         image.write_bytes(bytes(4096))
-    OffNotes(str(tmp_path)).keep("Web01", None)
+    OffNotes(str(tmp_path)).keep("Web01", "<domain/>", transient=False)
     (tmp_path / "Web01.log").write_text("2026-01-02 03:04:05.678+0000: starting up libvirt version: 9.0.0\n")
     arguments = ["--to", f"unix:{tmp_path}/none", "--connect", f"test://{libvirt}", "--state", str(tmp_path)]
     arguments += ["--libvirt-log", str(tmp_path)]

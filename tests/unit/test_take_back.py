@@ -288,7 +288,7 @@ def test_a_server_that_a_job_keeps_off_for_its_image_is_not_written_over(
             channel.close()
             peer.end(10)
 
-    notes.keep("Web01", None)
+    notes.keep("Web01", "<domain/>", transient=False)
     refused = export()
     assert "is being imaged by another run of anvil-dr-send" in str(refused.servers[0].error)
     node.refuse_half_back()
