@@ -105,6 +105,10 @@ class CacheDriveError(StoreError):
         super().__init__(f"cache drive {drive}: {reason}")
 
 
+class NotADriveError(StoreError):
+    """The folder that `--to drive:` names is no drive for the DR box. Says what to do about it."""
+
+
 class ServerBusyError(AnvilDrError):
     """Another job works on this server."""
 

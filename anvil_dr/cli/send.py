@@ -17,7 +17,14 @@ from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
-from anvil_dr.errors import AnvilDrError, HypervisorError, JobInterruptedError, ProtocolError, UsageError
+from anvil_dr.errors import (
+    AnvilDrError,
+    HypervisorError,
+    JobInterruptedError,
+    NotADriveError,
+    ProtocolError,
+    UsageError,
+)
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.ports import OwnerSource, SourceHypervisor, Store
 from anvil_dr.receiving.target import utc_now
@@ -177,8 +184,12 @@ def _connect(uri: str) -> SourceHypervisor:
 
 
 def _files(folder: str, owners: OwnerSource) -> Store:
-    """Images on a drive; nothing is written where it was once it has gone."""
-    return DirectoryStore(folder, owners, file_system=os.stat(folder).st_dev)
+    """Images on a drive; nothing is written where it was once it has gone. Raise NotADriveError."""
+    try:
+        file_system = os.stat(folder).st_dev
+    except OSError as error:
+        raise NotADriveError(f"{folder}: {error.strerror}. Mount the drive there first") from error
+    return DirectoryStore(folder, owners, file_system=file_system)
 
 
 def _run(

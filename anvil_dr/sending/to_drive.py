@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Tuple
 
 from anvil_dr import naming
 from anvil_dr.caching.difference import Difference, scan
-from anvil_dr.errors import AnvilDrError, JobInterruptedError, NameCollisionError, StoreError
+from anvil_dr.errors import AnvilDrError, JobInterruptedError, NameCollisionError, NotADriveError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records import carried_job
@@ -70,7 +70,7 @@ class DriveSender:
         """Write the servers one after the other. Raise StoreError if the drive cannot be used at all, ProtocolError if
         its record cannot be understood."""
         if not os.path.lexists(os.path.join(self._folder, self._signature)):
-            raise StoreError(
+            raise NotADriveError(
                 f"{self._folder} is no drive for the DR box: there is no {self._signature} in it. Is it mounted? "
                 f"To make it one: touch {os.path.join(self._folder, self._signature)}"
             )

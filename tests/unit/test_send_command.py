@@ -85,6 +85,23 @@ def test_a_disk_that_is_not_there_fails_its_server_and_the_other_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("folder", "reason"),
+    [("none", "none: No such file or directory. Mount the drive there first"), (".", "there is no .dr_cache in it")],
+)
+def test_a_folder_that_is_no_drive_fails_every_server_and_says_once_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, reason: str
+) -> None:
+    arguments = ["--to", f"drive:{tmp_path}/{folder}", "--job", job_file(tmp_path, "Web01", "Db01"), "--no-progress"]
+    assert send.main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out.count(reason) == 1 and "Web01 and Db01: FAILED" in said.out
+    assert "run the same command again" not in said.out and said.err == ""
+    assert send.main([*arguments, "--json"]) == 1
+    report: Any = json.loads(capsys.readouterr().out)
+    assert [server["code"] for server in report["servers"]] == ["NotADrive", "NotADrive"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--to", "dr01", "Web01"], "not a destination: 'dr01'"),
