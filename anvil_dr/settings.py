@@ -107,8 +107,10 @@ class Section:
     def sections(self, key: str) -> Tuple[Section, ...]:
         """A list of mappings, at least one."""
         node = self._node(key, True)
-        if not isinstance(node, yaml.SequenceNode) or not node.value:
+        if not isinstance(node, yaml.SequenceNode):
             raise self.error(key, f"must be a list, not {_describe(node)}")
+        if not node.value:
+            raise self.error(key, "must have at least one entry, and the list is empty")
         return tuple(
             self._section(key, item, f"{self._prefix}{key}[{number}].") for number, item in enumerate(node.value, 1)
         )

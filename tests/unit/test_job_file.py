@@ -75,6 +75,11 @@ def test_what_is_wrong_is_named_with_its_key_and_line(old: str, new: str, compla
     assert refusal.value.exit_code == 2
 
 
+def test_a_list_without_an_entry_is_not_said_to_be_no_list() -> None:
+    with pytest.raises(ConfigError, match="job.yaml:2: servers: must have at least one entry, and the list is empty"):
+        parse("name: nightly\nservers: []\n", "job.yaml")
+
+
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"job.yaml: cannot be read: No such file"):
         load(str(tmp_path / "job.yaml"))
