@@ -52,11 +52,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--no-progress", action="store_true", help="say nothing before the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of words")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _export(options))
+    return run_command(PROGRAM, lambda: _export(options), as_json=options.json)
 
 
 def _export(options: argparse.Namespace) -> int:
-    destination = connect.parse_destination(options.to)
+    destination = connect.parse_destination(options.to, kinds="ssh://[user@]host[:port]")
     if not isinstance(destination, connect.SshDestination):
         raise UsageError("--to: a node is reached by ssh://[user@]host[:port]")
     limit_bytes = configuration.parse_rate(options.bandwidth_limit)

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 REMOTE_COMMAND: Final = "anvil-dr-receive"
 
+_SSH_KIND: Final = "ssh://[user@]host[:port]"
 _SOCKET_BUFFER_BYTES: Final = 4 << 20
 _PIPE_BYTES: Final = 1 << 20
 """/proc/sys/fs/pipe-max-size; an unprivileged process gets no more."""
@@ -117,15 +118,15 @@ Spawn = Callable[[Tuple[str, ...]], Peer]
 def parse_send_destination(text: str) -> Union[Destination, DriveDestination]:
     """As `parse_destination`; or `drive:FOLDER`, where a drive is mounted. Raise UsageError."""
     if not text.startswith("drive:"):
-        return parse_destination(text)
+        return parse_destination(text, kinds=f"{_SSH_KIND}, unix:PATH or drive:FOLDER")
     folder = text[len("drive:") :]
     if not folder.startswith("/"):
         raise UsageError(f"not a destination: {text!r} (drive: wants the absolute path that a drive is mounted on)")
     return DriveDestination(folder.rstrip("/") or "/")
 
 
-def parse_destination(text: str) -> Destination:
-    """`ssh://[user@]host[:port]` or `unix:PATH`. Raise UsageError."""
+def parse_destination(text: str, *, kinds: str = f"{_SSH_KIND} or unix:PATH") -> Destination:
+    """`ssh://[user@]host[:port]` or `unix:PATH`. Raise UsageError, naming the `kinds` that the asker takes."""
     if text.startswith("unix:"):
         path = text[len("unix:") :]
         if not path.startswith("/"):
@@ -137,7 +138,7 @@ def parse_destination(text: str) -> Destination:
     except ValueError as error:
         raise UsageError(f"not a destination: {text!r} ({error})") from error
     if parts.scheme != "ssh" or not host:
-        raise UsageError(f"not a destination: {text!r} (ssh://[user@]host[:port] or unix:PATH)")
+        raise UsageError(f"not a destination: {text!r} (it must be {kinds})")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.password is not None:
         raise UsageError(f"not a destination: {text!r} (nothing can follow the host but a port, and no password)")
     # urlsplit makes it lower case, and aliases in ssh's configuration are not.

@@ -104,7 +104,7 @@ def test_a_folder_that_is_no_drive_fails_every_server_and_says_once_what_to_do(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--to", "dr01", "Web01"], "not a destination: 'dr01'"),
+        (["--to", "dr01", "Web01"], "'dr01' (it must be ssh://[user@]host[:port], unix:PATH or drive:FOLDER)"),
         (["--to", "ssh://dr01"], "give either servers or --job FILE"),
         (["--to", "ssh://dr01", "Web01", "--job", "job.yaml"], "give either servers or --job FILE"),
         (["--to", "ssh://dr01", "--job", "job.yaml", "--shutdown"], "--shutdown is for servers that libvirt has"),
