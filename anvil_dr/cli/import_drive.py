@@ -33,7 +33,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("device", metavar="DEVICE", help="the drive or partition, such as /dev/sdb1")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of words")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _import(options))
+    return run_command(PROGRAM, lambda: _import(options), as_json=options.json)
 
 
 def _import(options: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ _DAY_SECONDS = 86400
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command."""
     options = _parser().parse_args(argv)
-    return run_command(PROGRAM, lambda: _send(options))
+    return run_command(PROGRAM, lambda: _send(options), as_json=options.json)
 
 
 def _parser() -> Parser:

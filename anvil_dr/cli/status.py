@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from rich.console import Console
@@ -51,7 +52,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _show(options.config, as_json=options.json, check=options.check))
+    show = partial(_show, options.config, as_json=options.json, check=options.check)
+    return run_command(PROGRAM, show, as_json=options.json)
 
 
 def _show(path: str, *, as_json: bool, check: bool) -> int:

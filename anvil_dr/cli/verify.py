@@ -52,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--no-progress", action="store_true", help="say nothing before the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(argv)
-    return run_command(PROGRAM, lambda: _verify(options))
+    return run_command(PROGRAM, lambda: _verify(options), as_json=options.json)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 
 from anvil_dr import __version__
+from anvil_dr.cli import activate, export, import_drive, send, status, verify
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +69,32 @@ def test_an_unknown_option_is_a_usage_error_that_names_it(command: str, tmp_path
     wrong, more = err.splitlines()
     assert wrong == f"{command}: there is no option --confg (did you mean --config?)"
     assert f"{command} --help" in more
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "code"),
+    [
+        (activate.main, ["--check"], "Config"),
+        (export.main, ["Web01", "--to", "ssh://node1"], "Config"),
+        (export.main, ["Web01", "--to", "node1"], "Usage"),
+        (import_drive.main, ["/dev/sdb1"], "Config"),
+        (send.main, ["--to", "dr01", "Web01"], "Usage"),
+        (status.main, [], "Config"),
+        (status.main, ["--check"], "Config"),
+        (verify.main, [], "Config"),
+        (verify.main, ["--share", "0"], "Usage"),
+    ],
+)
+def test_what_ends_a_command_early_is_an_object_too_for_whoever_asked_for_json(
+    main: Callable[[List[str]], int], arguments: List[str], code: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert main([*arguments, "--config", str(tmp_path / "none.yaml"), "--json"]) == 2
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert told["code"] == code and told["error"] in said.err
+    assert main([*arguments, "--config", str(tmp_path / "none.yaml")]) == 2
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
