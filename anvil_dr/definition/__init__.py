@@ -11,6 +11,7 @@ Pure: no file, no network, no hypervisor; lxml only. Definitions that come from 
 - `requirements`: what a definition needs from the host that boots it
 """
 
+from anvil_dr.definition.devices import take_off_host
 from anvil_dr.definition.differing import differences
 from anvil_dr.definition.disks import SourceDisk, disk_name, source_disks
 from anvil_dr.definition.making import DiskTarget, Made, make_dr_definition
@@ -47,5 +48,6 @@ __all__ = [
     "requirements",
     "server_name",
     "source_disks",
+    "take_off_host",
     "uuid_of",
 ]

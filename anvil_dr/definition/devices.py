@@ -23,6 +23,7 @@ _REASONS: Final[Mapping[str, str]] = {
     "shmem": "it shares memory with programs of the host",
 }
 
+_LEFT_TO_THE_COPY: Final = frozenset(("emulator", "graphics", "interface"))
 _USUAL_EMULATORS: Final = ("/usr/libexec/qemu-kvm", "/usr/bin/qemu-kvm", "/usr/bin/kvm", "/usr/bin/qemu-system-")
 RANDOM_DEVICES: Final = ("/dev/urandom", "/dev/random")
 _GRAPHICS_CARD: Final = "it needs a graphics card, without which the server would not boot here"
@@ -40,6 +41,22 @@ def apply(root: etree._Element, plan: Plan, notes: Notes) -> None:
                 _RULES[name](device, notes)
             elif name not in _KEPT:
                 _remove(device, notes, _REASONS.get(name, "it is not known to be safe here"))
+
+
+def take_off_host(root: etree._Element) -> None:
+    """Cut what leads from a device, or past libvirt, to this host and its networks, for a copy that must be alone.
+
+    Without a word. Disks, interfaces and screens stay as they are: whoever makes the copy has others for it.
+    """
+    notes = Notes()
+    scrub.remove_foreign(root, notes)
+    for devices in elements(root, "devices"):
+        for device in elements(devices):
+            name = str(device.tag)
+            if name in _RULES and name not in _LEFT_TO_THE_COPY:
+                _RULES[name](device, notes)
+            elif name not in _RULES and name not in _KEPT and name != "disk":
+                scrub.remove(device)
 
 
 def _remove(device: etree._Element, notes: Notes, why: str) -> None:

@@ -28,6 +28,7 @@ def isolated(xml: str, name: str, uuid: str, overlays: Collection[str], serial_l
     _set_text(root, "name", name)
     _set_text(root, "uuid", uuid)
     definition.avoid_memory_files(root)
+    definition.take_off_host(root)
     devices = root.find("devices")
     if devices is None:
         return etree.tostring(root, encoding="unicode")

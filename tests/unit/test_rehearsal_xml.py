@@ -83,6 +83,29 @@ def test_nothing_of_the_host_and_nobody_elses_screen_is_in_it() -> None:
     assert dict(screen.attrib) == {"type": "vnc", "port": "-1", "autoport": "yes", "listen": "127.0.0.1"}
 
 
+def test_what_an_admin_added_does_not_lead_out_of_it() -> None:
+    added = """
+    <serial type='tcp'><source mode='connect' host='10.0.0.5' service='2445'/><protocol type='raw'/></serial>
+    <console type='file'><source path='/var/log/console.log'/><target type='virtio'/></console>
+    <serial type='pty'><log file='/var/log/serial.log'/></serial>
+    <channel type='unix'><source mode='bind' path='/run/web01.sock'/><target type='virtio' name='org.x'/></channel>
+    <rng model='virtio'><backend model='egd' type='tcp'><source mode='connect' host='10.0.0.9'/></backend></rng>
+    <tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>
+    <video><driver name='vhostuser'/><model type='virtio'/></video>
+    <memory model='nvdimm'><source><path>/srv/nvdimm</path></source><target><size>1</size></target></memory>
+    <pstore backend='acpi-erst'><path>/srv/pstore</path></pstore>
+    """
+    options = "<qemu:commandline><qemu:arg value='-netdev'/><qemu:arg value='bridge,id=n1'/></qemu:commandline>"
+    text = TEXT.replace("</devices>", f"{added}</devices>").replace("</domain>", f"{options}</domain>")
+    text = text.replace("<domain ", "<domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ")
+    made = isolated(text, "Web01-rehearsal", NEW, ["/o/a.qcow2"], None)
+    for reached in ("10.0.0.", "/var/log", "/run/", "/dev/", "/srv", "vhostuser", "qemu:arg", "-netdev", "tcp"):
+        assert reached not in made
+    devices = etree.fromstring(made).find("devices")
+    assert {one.get("type") for tag in ("serial", "console") for one in devices.findall(tag)} == {"pty"}
+    assert [one.find("target").get("name") for one in devices.findall("channel")] == ["org.qemu.guest_agent.0", "org.x"]
+
+
 def test_a_crash_in_it_writes_nothing_to_the_hosts_disk() -> None:
     text = TEXT.replace("<devices>", "<on_crash>coredump-destroy</on_crash><devices><watchdog action='dump'/>")
     text = text.replace("<os ", "<memoryBacking><source type='file'/></memoryBacking><os ")
