@@ -96,8 +96,9 @@ def _verdict(status: Status, now: datetime) -> Iterator[Line]:
 
 
 def _bootable(status: Status, now: datetime) -> str:
-    newest = [(one, sets.newest_complete(one.sets)) for one in status.servers if one.bootable]
-    bootable = [found for one, found in newest if found is not None and one.definition is not None]
+    servers = [one for one in status.servers if one.bootable and one.definition is not None]
+    newest = [sets.newest_complete(found for found in one.sets if not found.rotten) for one in servers]
+    bootable = [found for found in newest if found is not None]
     times = [found.record.received_at for found in bootable if found.record is not None]
     total = words.count(len(status.servers), "server")
     text = f"{len(bootable)} of {total} can be booted here" if bootable else "no server can be booted here"

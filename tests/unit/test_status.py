@@ -465,6 +465,12 @@ def test_what_the_last_look_found_is_said_of_each_server() -> None:
     assert "1 of 2 servers can be booted here" in text(seen)
 
 
+def test_a_server_whose_only_set_is_rotten_does_not_count_as_bootable() -> None:
+    (*others, only) = WELL.records
+    damaged = replace(only, images=tuple(replace(one, rotten="bits") for one in only.images))
+    assert "1 of 2 servers can be booted here" in text(replace(WELL, records=(*others, damaged)))
+
+
 def test_a_look_that_was_not_possible_is_no_good_news() -> None:
     seen = replace(WELL, check=CheckResult(at(hours=3), problem="libvirtd is not running"))
     assert warnings(seen) == [
