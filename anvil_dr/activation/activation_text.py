@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, Iterable, Iterator, Mapping, Optional, Tuple
+from typing import Collection, Final, Iterable, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr.activation.boot_images import set_name
 from anvil_dr.activation.boot_plan import BootPlan, Found, Outcome, PlannedServer
@@ -16,6 +16,7 @@ PLAN_HEADINGS: Final = ("", "Server", "Set", "Age", "RAM", "CPUs", "Disks", "Net
 
 _WORDS: Final[Mapping[bool, Tuple[str, Tone]]] = {True: ("PROBLEM", "bad"), False: ("warning", "plain")}
 _TONES: Final[Mapping[str, Tone]] = {"ready": "good", "running": "quiet", "blocked": "bad"}
+KEEP_JOBS_OFF: Final = "systemctl stop anvil-dr-target.socket anvil-dr-target"
 _ADVICE_INDENT: Final = " " * 6
 
 
@@ -88,17 +89,22 @@ def question(plan: BootPlan) -> str:
 
 
 def force_question(servers: Iterable[str]) -> str:
-    """Asked where nothing but a sign of life keeps servers down."""
+    """Asked where nothing keeps servers down but what the admin may overrule."""
     return (
-        f"Kept down only by the signs of life above: {printable(listed(list(servers)))}.\n"
+        f"Kept down only by what stands above and you may overrule: {printable(listed(list(servers)))}.\n"
         "Type the names of those to boot all the same, or just press Enter:"
     )
 
 
 def end_lines(
-    plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, *, on_overlays: bool = False
+    plan: BootPlan,
+    outcomes: Tuple[Outcome, ...],
+    seconds: float,
+    *,
+    on_overlays: bool = False,
+    unmarked: Collection[str] = (),
 ) -> Iterator[Line]:
-    """How it ended, and what to do next."""
+    """How it ended, and what to do next. `unmarked` are servers that ran already and could not be marked."""
     up = [outcome for outcome in outcomes if outcome.error is None]
     before = [planned.server for planned in plan.servers if planned.state == "running"]
     down = [outcome for outcome in outcomes if outcome.error is not None]
@@ -123,8 +129,18 @@ def end_lines(
     if up or before:
         first = printable(up[0].server if up else before[0])
         yield Line(f"A screen: virsh vncdisplay {first}. A console: virsh console {first}.")
+    bare = sorted({*unmarked, *(outcome.server for outcome in outcomes if outcome.unmarked and not _is_off(outcome))})
+    if {*before, *(outcome.server for outcome in up)} - set(bare):
         decide = ", with --keep or --discard" if on_overlays else ""
-        yield Line(f"No job writes over them until you say: anvil-activate-dr --release SERVER{decide}")
+        them = "the others" if bare else "them"
+        yield Line(f"No job writes over {them} until you say: anvil-activate-dr --release SERVER{decide}")
+    if bare:
+        yield Line(f"A job may write over {printable(listed(bare))}: not marked as activated.", "bad")
+        yield Line(f"{_ADVICE_INDENT}-> keep jobs off: {KEEP_JOBS_OFF}")
+
+
+def _is_off(outcome: Outcome) -> bool:
+    return outcome.error is not None and not outcome.unknown
 
 
 def list_rows(servers: Iterable[Found], now: datetime) -> Iterator[Tuple[str, ...]]:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Callable, Dict, Final, List, Literal, Optional, Protocol, Sequence, Tuple
 
 from anvil_dr.activation import boot_words
@@ -154,7 +155,8 @@ class _Boots:
                 self._say(boot, "waiting", boot_words.turn(boot.planned))
 
     def outcomes(self) -> Tuple[Outcome, ...]:
-        return tuple(boot.outcome for boot in self._boots.values())
+        failed = self._marker.failed
+        return tuple(replace(boot.outcome, unmarked=boot.server in failed) for boot in self._boots.values())
 
     def are_done(self, stopped: bool) -> bool:
         """Do what can be done at this moment; True if there is nothing left to do or to wait for."""

@@ -6,7 +6,7 @@ Touches the marks of activated servers. On the worst day a mark that cannot be s
 from __future__ import annotations
 
 import logging
-from typing import Callable, Iterable, Optional, Protocol
+from typing import Callable, Iterable, Optional, Protocol, Set
 
 from anvil_dr.activation.boot_plan import PlannedServer
 from anvil_dr.errors import StateError
@@ -32,6 +32,8 @@ class Marker:
     def __init__(self, marks: Optional[Marks], user: str, unmarked: Callable[[str, str], None]) -> None:
         """`marks` is None where the state cannot be written; `unmarked` is told which server is not, and why."""
         self._marks, self._user, self._unmarked = marks, user, unmarked
+        self.failed: Set[str] = set()
+        """Servers that could not be marked."""
 
     def mark(self, planned: PlannedServer) -> None:
         draft = planned.draft
@@ -43,6 +45,7 @@ class Marker:
             if isinstance(sequence, int):
                 self._marks.activate(planned.server, sequence, self._user, leaves=leaves)
         except StateError as error:
+            self.failed.add(planned.server)
             self._unmarked(planned.server, str(error))
 
     def undo(self, planned: PlannedServer) -> None:

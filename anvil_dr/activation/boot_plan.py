@@ -156,6 +156,8 @@ class Outcome:
     """When its guest agent answered first; None if it has not."""
     unknown: bool = False
     """True if nobody can tell whether it runs."""
+    unmarked: bool = False
+    """True if jobs do not know that they must keep off its images."""
 
 
 def make(

@@ -69,10 +69,10 @@ def run(
     forced = activate_record.tell_of_forced(plan, typed)
     began = time.monotonic()
     outcomes = _boot(box, plan, manner, hypervisor, again) if plan.ready else ()
-    _mark_running(box, plan)
+    unmarked = _mark_running(box, plan)
     seconds = time.monotonic() - began
     record = activate_record.keep(box.config, plan, outcomes, request, forced)
-    _end(plan, outcomes, seconds, record, manner)
+    _end(plan, outcomes, seconds, record, manner, unmarked)
     failed = any(outcome.error is not None for outcome in outcomes)
     return 1 if failed or not _is_sound(plan) else 0
 
@@ -129,30 +129,46 @@ def until_stopped() -> Iterator[Callable[[], bool]]:
             signal.signal(one, handler)
 
 
-def _mark_running(box: Box, plan: BootPlan) -> None:
+def _mark_running(box: Box, plan: BootPlan) -> Tuple[str, ...]:
     """Servers that somebody started by hand: when they are shut down, no job may write over what they wrote.
 
-    One that is marked with another set, or has overlays, keeps that: there is what it should go on with.
+    One that is marked with another set, or has overlays, keeps that: there is what it should go on with. Returns
+    those that could not be marked.
     """
+    failed: List[str] = []
     for planned in plan.servers:
         chosen, draft = planned.draft.chosen, planned.draft
-        if planned.state != "running" or chosen is None or box.state is None:
+        if planned.state != "running" or chosen is None:
             continue
         try:
+            if box.state is None:
+                raise StateError("the state cannot be written")
             if draft.strayed:
                 box.state.ran_here((image.identity for image in chosen.images), utc_now())
             elif not draft.activated and isinstance(chosen.sequence, int):
                 box.state.activate(planned.server, chosen.sequence, activate_record.user())
         except StateError as error:
             log.warning("%s cannot be marked as activated: %s", planned.server, error)
+            failed.append(planned.server)
+    return tuple(failed)
 
 
-def _end(plan: BootPlan, outcomes: Tuple[Outcome, ...], seconds: float, record: Optional[str], manner: Manner) -> None:
+def _end(
+    plan: BootPlan,
+    outcomes: Tuple[Outcome, ...],
+    seconds: float,
+    record: Optional[str],
+    manner: Manner,
+    unmarked: Tuple[str, ...],
+) -> None:
     if manner.as_json:
         activate_view.show_json({**activation_json.plan_to_json(plan, outcomes), "record": record})
         return
     try:
-        activate_view.show(activation_text.end_lines(plan, outcomes, seconds, on_overlays=manner.on_overlays))
+        told = activation_text.end_lines(
+            plan, outcomes, seconds, on_overlays=manner.on_overlays, unmarked=unmarked
+        )
+        activate_view.show(told)
         print(f"Record: {record}" if record else "No record could be kept: keep what stands above.")
     except OSError:
         log.warning("the terminal is gone; record=%s", record)
