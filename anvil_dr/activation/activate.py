@@ -8,7 +8,7 @@ carries the plan out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import FrozenSet, Iterable, Iterator, Mapping, Optional, Tuple
+from typing import FrozenSet, Iterable, Iterator, Mapping, Optional, Set, Tuple
 
 from anvil_dr import definition
 from anvil_dr.activation import boot_images, boot_plan, boot_xml, ran_before
@@ -74,7 +74,7 @@ def plan(
     hypervisor does not answer at all.
     """
     chosen = selected(seen, request.servers)
-    _refuse_unknown(request.memory_bytes, {found.server for found in chosen})
+    _refuse_memory_for_others(request, {found.server for found in chosen}, seen)
     drafter = _Drafter(Inspector(store, hypervisor, host), store, request, config, alive or {})
     cases = tuple(drafter.open_case(found, seen) for found in chosen)
     subjects = tuple(case.subject for case in cases if case.subject is not None)
@@ -104,6 +104,15 @@ def _refuse_unknown(servers: Iterable[str], known: Iterable[str]) -> None:
     if unknown:
         there = f"those here are {listed(here)}" if here else "there is none here at all"
         raise UsageError(f"there is no server named {listed(unknown)}{nearest(unknown[0], here)}; {there}")
+
+
+def _refuse_memory_for_others(request: Request, chosen: Set[str], seen: Survey) -> None:
+    """Raise UsageError for a server that is not here, or is not to be booted."""
+    _refuse_unknown(request.memory_bytes, [found.server for found in seen.servers])
+    others = sorted(set(request.memory_bytes) - chosen)
+    if others:
+        booted = listed(sorted(chosen))
+        raise UsageError(f"--memory {others[0]}=...: {others[0]} is not among those to be booted: {booted}")
 
 
 def _unknown_here(seen: Survey, config: ActivationConfig) -> Iterator[str]:

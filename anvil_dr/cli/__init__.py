@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 _INTERRUPTED = 128 + 2
+LEAST_COLUMNS = 20
+"""No terminal is taken for narrower than that, whatever it says of itself."""
 
 
 def run_command(
@@ -62,7 +64,7 @@ def run_command(
 def complain(text: str) -> None:
     """A line on standard error; on a terminal it is folded between words."""
     columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else len(text)
-    print("\n".join(words.folded(text, max(20, columns))), file=sys.stderr)
+    print("\n".join(words.folded(text, max(LEAST_COLUMNS, columns))), file=sys.stderr)
 
 
 def _set_up_logging(handler: Optional[logging.Handler], level: int) -> None:

@@ -29,7 +29,7 @@ from anvil_dr.cli import (
     wiring,
 )
 from anvil_dr.cli.activate_box import Box, Manner
-from anvil_dr.cli.parser import Parser, add_common_options
+from anvil_dr.cli.parser import Parser, add_common_options, seconds
 from anvil_dr.config import Config
 from anvil_dr.errors import HypervisorError, StateError, UsageError
 from anvil_dr.receiving.target import utc_now
@@ -93,8 +93,11 @@ def _parser() -> Parser:
     choice.add_argument("--keep", action="store_true", help="with --release: put what it wrote into its images")
     choice.add_argument("--discard", action="store_true", help="with --release: throw away what it wrote")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--force", action="store_true", help="boot although a node seems to be alive")
-    parser.add_argument("--wait", metavar="SECONDS", type=float, help="how long to wait for the guests to answer")
+    parser.add_argument(
+        "--force", action="store_true",
+        help="boot although a node seems to be alive, or an image is known to be damaged",
+    )  # fmt: skip
+    parser.add_argument("--wait", metavar="SECONDS", type=seconds, help="how long to wait for the guests to answer")
     parser.add_argument("--connect", metavar="URI", help="the hypervisor (default: activation.connect)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser

@@ -96,7 +96,7 @@ def decide(planner: Planner, plan: BootPlan) -> Optional[Tuple[BootPlan, FrozenS
 
 
 def _ask_for_force(plan: BootPlan) -> FrozenSet[str]:
-    """Servers whose names were typed in, of those that only a sign of life keeps down."""
+    """Servers whose names were typed in, of those that nothing keeps down but what may be overruled."""
     candidates = [planned.server for planned in plan.blocked if planned.may_be_forced]
     while candidates:
         typed = activate_view.ask(activation_text.force_question(candidates)).replace(",", " ").split()

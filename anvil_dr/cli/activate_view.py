@@ -18,6 +18,7 @@ from rich.text import Text
 from anvil_dr.activation import activation_text
 from anvil_dr.activation.boot import Phase
 from anvil_dr.activation.boot_plan import BootPlan, PlannedServer
+from anvil_dr.cli import LEAST_COLUMNS
 from anvil_dr.status.status_text import Line, Tone
 from anvil_dr.words import folded, printable
 
@@ -41,7 +42,10 @@ def now() -> datetime:
 
 def console(stream: Optional[TextIO] = None) -> Console:
     file = stream or sys.stdout
-    return Console(file=file, highlight=False, markup=False, emoji=False, width=None if file.isatty() else _UNFOLDED)
+    found = Console(file=file, highlight=False, markup=False, emoji=False, width=None if file.isatty() else _UNFOLDED)
+    if found.width < LEAST_COLUMNS:  # nobody reads that; COLUMNS=0 is meant for somebody else
+        found.width = LEAST_COLUMNS
+    return found
 
 
 def show_plan(plan: BootPlan, *, on_overlays: bool = False) -> None:
@@ -108,7 +112,7 @@ class Progress:
 
     def unmarked(self, server: str, reason: str) -> None:
         self._say(f"{server}: cannot be marked as activated: {printable(reason)}", "bold red")
-        self._say("  -> keep jobs off its images: systemctl stop anvil-dr-target.socket anvil-dr-target", "")
+        self._say(f"  -> keep jobs off its images: {activation_text.KEEP_JOBS_OFF}", "")
 
     def pending(self, words: str) -> None:
         if self._status is None or self._deaf:

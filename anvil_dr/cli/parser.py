@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from typing import Any, NoReturn, Optional, Sequence
@@ -52,6 +53,17 @@ class Parser(argparse.ArgumentParser):
             else f"All options: {everything}"
         )
         sys.exit(UsageError.exit_code)
+
+
+def seconds(typed: str) -> float:
+    """A length of time. Raise argparse.ArgumentTypeError if it has no end, or is before its beginning."""
+    try:
+        found = float(typed)
+    except ValueError:
+        found = math.nan
+    if not (0 <= found < math.inf):
+        raise argparse.ArgumentTypeError(f"seconds are a number that is not negative, such as 60, not {typed!r}")
+    return found
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 from anvil_dr import config as configuration
 from anvil_dr import words
 from anvil_dr.caching import cached_sets
-from anvil_dr.cli import run_command, wiring
+from anvil_dr.cli import LEAST_COLUMNS, run_command, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.cycling import lost_sets
 from anvil_dr.errors import AnvilDrError, StateError
@@ -127,8 +127,9 @@ def _waiting(config: configuration.Config, drives: Tuple[CacheDrive, ...]) -> Tu
 
 def _print(lines: Sequence[status_text.Line]) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
+    columns = max(LEAST_COLUMNS, console.width)
     for line in lines:
         # Whoever greps it wants each line whole.
-        parts = words.folded(line.text, console.width, line.hang) if console.is_terminal else (line.text,)
+        parts = words.folded(line.text, columns, line.hang) if console.is_terminal else (line.text,)
         for part in parts:
             console.print(Text(part, style=_STYLES[line.tone]), soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import socket
@@ -18,7 +19,7 @@ from anvil_dr import config as configuration
 from anvil_dr.activation import boot, nodes
 from anvil_dr.activation.life_signs import Node
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.cli import activate, activate_decide
+from anvil_dr.cli import activate, activate_decide, activate_view
 from anvil_dr.definition import Requirements, requirements
 from anvil_dr.demo.server import DemoServer, definition
 from anvil_dr.errors import HypervisorError
@@ -26,6 +27,7 @@ from anvil_dr.hypervisor import LibvirtHypervisor, connect
 from anvil_dr.model import JournalStep, Purpose, Removal
 from anvil_dr.ports import Completed
 from anvil_dr.records.state import State
+from anvil_dr.status.status_text import Line
 from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.filled_box import FilledBox
 
@@ -240,6 +242,10 @@ def test_a_state_that_cannot_be_used_at_all_does_not_keep_servers_down(
     assert code == 0
     assert "the state cannot be used" in out
     assert "Web01: cannot be marked as activated" in out
+    assert "A job may write over Web01: not marked as activated" in out
+    assert "No job writes over" not in out
+    code, out, _ = command("--yes")
+    assert "A job may write over Web01" in out and "No job writes over" not in out
     assert running(hypervisor) == ["Web01"]
 
 
@@ -572,6 +578,34 @@ def test_a_mistyped_option_says_what_was_meant_and_what_is_enough(
     assert meant in said
     assert "Usually it is enough to type: anvil-activate-dr " in said
     assert len(said.splitlines()) == 2
+
+
+def test_memory_for_a_server_that_is_here_but_not_asked_for_is_no_unknown_server(
+    box: FilledBox, command: Command
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    code, _, err = command("--check", "--memory", "Db01=4G", "Web01")
+    assert (code, "Db01 is not among those to be booted: Web01" in err) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "soon"])
+def test_a_wait_without_an_end_is_refused(wrong: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command("--rehearse", "--wait", wrong)
+    assert ended.value.code == 2
+    assert f"not '{wrong}'" in capsys.readouterr().err
+
+
+def test_a_terminal_that_has_no_width_is_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "0")
+    terminal = Terminal()
+    activate_view.show([Line("Web01 runs")], terminal)
+    activate_view.Progress(5, terminal).phase("Web01", "running", 1.0)
+    assert "Web01 runs" in terminal.getvalue()
 
 
 def test_a_mistyped_server_says_which_was_meant(box: FilledBox, command: Command) -> None:
