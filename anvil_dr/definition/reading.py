@@ -5,8 +5,8 @@ What keeps a hostile document from costing more than it is worth:
 - no document type at all, so no entities, internal or external;
 - libxml2's own limits stay on (256 levels of depth);
 - `MAX_TAG_CHARACTERS`: libxml2 compares every attribute of an element with every other one, so one megabyte
-  of attributes takes minutes to parse. A `<` cannot be inside a tag, so the distance between two of them
-  bounds how many attributes an element can have.
+  of attributes takes minutes to parse. How long a tag is bounds how many it can have. Text may be long: nothing
+  is compared in it, and a description or an `<entry>` of sysinfo often is.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ MAX_BYTES: Final = 1024 * 1024
 MAX_TAG_CHARACTERS: Final = 32 * 1024
 
 _ONLY_ONCE: Final = frozenset(
-    "name uuid genid memory currentMemory maxMemory vcpu os features cpu clock devices sysinfo metadata".split()
+    "name uuid genid memory currentMemory maxMemory vcpu os features cpu clock devices metadata".split()
 )
-"""libvirt reads these by path, and so from the first or from all of them; which one is not worth guessing."""
+"""libvirt reads these by path, and so from the first or from all of them; which one is not worth guessing.
+
+Not `sysinfo`: there is one for each type, smbios and fwcfg.
+"""
+
+_TAG: Final = re.compile("""<(?:[^>"']|"[^"]*"|'[^']*')*""")
+"""From its `<` to its end: a `>` in quotes is none. It stops at a quote that is not closed, as libxml2 does."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +157,16 @@ def _encoded(xml: str, max_bytes: int) -> bytes:
 
 
 def _refuse_long_tags(xml: str) -> None:
-    start = 0
+    """A `<` cannot be inside a tag, so each one is looked at, whether or not it begins one."""
+    start = xml.find("<")
     while start >= 0:
         following = xml.find("<", start + 1)
         end = len(xml) if following < 0 else following
         if end - start > MAX_TAG_CHARACTERS:
-            line = xml.count("\n", 0, start) + 1
-            raise DefinitionError(f"line {line}: one element or text is longer than {MAX_TAG_CHARACTERS} characters")
+            tag = _TAG.match(xml, start, end)
+            if tag is not None and len(tag.group()) > MAX_TAG_CHARACTERS:
+                line = xml.count("\n", 0, start) + 1
+                raise DefinitionError(f"line {line}: one tag is longer than {MAX_TAG_CHARACTERS} characters")
         start = following
 
 

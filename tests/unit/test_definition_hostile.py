@@ -78,10 +78,17 @@ def test_a_definition_that_is_too_large_is_refused_unread() -> None:
         definition.parse(f"<domain><title>{'x' * 100}</title></domain>", max_bytes=100)
 
 
-def test_a_flood_of_attributes_that_would_take_minutes_to_parse_is_refused_unread() -> None:
-    flood = " ".join(f"a{number}=''" for number in range(100_000))
+@pytest.mark.parametrize("first", ["", "a='>' ", 'a=">" ', """a='">' """])
+@pytest.mark.parametrize("end", ["/></domain>", "<", " b='<", "'"])
+def test_a_flood_of_attributes_that_would_take_minutes_to_parse_is_refused_unread(first: str, end: str) -> None:
+    flood = " ".join(f"a{number}=''" for number in range(5_000))
     with pytest.raises(DefinitionError, match="line 2: .* longer than"):
-        definition.parse(f"<domain>\n<name {flood}/></domain>")
+        definition.parse(f"<domain>\n<name {first}{flood}{end}")
+
+
+def test_a_long_text_is_no_flood() -> None:
+    note = "it's \"here\" > there. " * 3000
+    assert made(domain(rest=f"<description>{note}</description>"), "description").text == note
 
 
 def test_the_word_doctype_may_be_in_a_comment() -> None:
@@ -258,6 +265,18 @@ def test_firmware_is_chosen_by_path_or_by_the_host_but_never_by_both() -> None:
 def test_a_seclabel_cannot_run_qemu_as_root() -> None:
     result = make(domain(rest="<seclabel type='static' model='dac'><label>root:root</label></seclabel>"))
     assert "seclabel" not in result.xml and len(result.warnings) == 1
+
+
+def test_what_the_guest_is_told_by_smbios_and_by_fwcfg_is_kept_side_by_side() -> None:
+    smbios = "<sysinfo type='smbios'><system><entry name='serial'>4711</entry></system></sysinfo>"
+    fwcfg = (
+        "<sysinfo type='fwcfg'><entry name='opt/org.example/a'>{}</entry>"
+        "<entry name='opt/org.example/b' file='/etc/shadow'/></sysinfo>"
+    )
+    result = make(domain(rest=smbios + fwcfg))
+    entries = etree.fromstring(result.xml).findall("sysinfo//entry")
+    assert [(entry.get("name"), entry.text) for entry in entries] == [("serial", "4711"), ("opt/org.example/a", "{}")]
+    assert [warning for warning in result.warnings if "opt/org.example/b" in warning] == list(result.warnings)
 
 
 def test_a_new_generation_id_tells_the_guest_that_it_was_put_back() -> None:
