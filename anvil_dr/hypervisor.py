@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _STATES: Final[Dict[int, DomainState]] = {
 }
 _OFF: Final = ("shut off", "gone", "crashed")
 _CONNECT_SECONDS: Final = 20.0
+_SBIN: Final = "/usr/sbin:/usr/bin:/usr/local/sbin"
+"""Where its daemons are; an ordinary user's PATH does not say so."""
 _POLL_SECONDS: Final = 0.1
 _CONSOLE_POLL_SECONDS: Final = 0.05
 
@@ -326,10 +329,22 @@ def _value(domain: Any) -> Domain:
     )
 
 
+def _daemon_advice() -> str:
+    """EL has one daemon for each hypervisor, Debian one for all."""
+    if shutil.which("libvirtd", path=_SBIN):
+        return "libvirtd is not running; start it with: systemctl start libvirtd"
+    if shutil.which("virtqemud", path=_SBIN):
+        return "virtqemud is not running; start it with: systemctl start virtqemud.socket"
+    return (
+        "libvirt is not installed; apt install libvirt-daemon-system qemu-system-x86 qemu-utils, "
+        "or dnf install libvirt qemu-kvm qemu-img"
+    )
+
+
 def _why_no_connection(uri: str, error: Any) -> str:
     said = error.get_error_message() or str(error)
     if "Failed to connect socket" in said and "Permission denied" not in said:
-        return f"libvirtd is not running ({uri}): start it with: systemctl start libvirtd"
+        return f"{_daemon_advice()} ({uri})"
     if "Permission denied" in said or error.get_error_code() in (
         libvirt.VIR_ERR_AUTH_FAILED,
         libvirt.VIR_ERR_AUTH_CANCELLED,

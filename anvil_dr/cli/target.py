@@ -18,7 +18,7 @@ from anvil_dr.cli import run_command, target_aftercare, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.config import Config
 from anvil_dr.cycling import lost_sets
-from anvil_dr.errors import ServiceError, UsageError
+from anvil_dr.errors import HypervisorError, ServiceError, UsageError
 from anvil_dr.receiving import recover
 from anvil_dr.receiving.target import Target
 
@@ -105,7 +105,21 @@ def _check(path: str) -> int:
         print(f"  copies       {settings.copies}")
         _check_cache(settings)
         print(f"  socket       {settings.socket}")
+        _check_hypervisor(settings)
     return 0
+
+
+def _check_hypervisor(settings: Config) -> None:
+    """Receiving needs none, so one that is not there is only warned of, and a missing libvirt-python too."""
+    uri = settings.activation.connect
+    print(words.printable(f"  hypervisor   {uri}"))
+    try:
+        from anvil_dr import hypervisor  # the service does without libvirt
+
+        with hypervisor.connect(uri) as connected:
+            connected.active()
+    except (ImportError, HypervisorError) as error:
+        print(words.printable(f"    careful: nothing can be booted on this machine: {error}"))
 
 
 def _check_cache(settings: Config) -> None:

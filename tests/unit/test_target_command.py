@@ -22,9 +22,14 @@ def config(tmp_path: Path) -> Path:
     path = tmp_path / "target.yaml"
     path.write_text(
         f"name: dr01\nstore: fs:{tmp_path}/store\ndefinitions: {tmp_path}/definitions\n"
-        f"state: {tmp_path}/state\nruntime: {tmp_path}/run\n"
+        f"state: {tmp_path}/state\nruntime: {tmp_path}/run\nactivation:\n  connect: test:///default\n"
     )
     return path
+
+
+def check_config(config: Path) -> str:
+    done = subprocess.run([TARGET, "--config", config, "--check-config"], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
 
 
 @pytest.fixture
@@ -69,12 +74,12 @@ def test_what_was_meant_for_another_process_does_not_lead_the_service_astray(
 def test_a_folder_of_definitions_that_others_can_write_is_pointed_out(
     config: Path, tmp_path: Path, folder: str, mode: int, who: str
 ) -> None:
-    def said() -> str:
-        return subprocess.run(
-            [TARGET, "--config", config, "--check-config"], stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
-
     (tmp_path / folder).mkdir(exist_ok=True)
-    assert "careful" not in said()
+    assert "careful" not in check_config(config)
     (tmp_path / folder).chmod(mode)
-    assert f"careful: {tmp_path / folder} can be written by {who}" in said()
+    assert f"careful: {tmp_path / folder} can be written by {who}" in check_config(config)
+
+
+def test_a_machine_on_which_nothing_can_be_booted_is_pointed_out_before_the_day(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text().replace("test:///default", f"qemu:///system?socket={tmp_path}/none"))
+    assert "careful: nothing can be booted on this machine: libvirt" in check_config(config)
