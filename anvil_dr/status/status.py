@@ -126,6 +126,8 @@ class Status:
     service_problem: Optional[str]
     problems: Tuple[str, ...]
     """What could not be read, so that this status is not the whole truth."""
+    boots_unknown: bool = False
+    """Whether the last look could not tell which servers can be booted here."""
 
     @property
     def all_is_well(self) -> bool:
@@ -149,6 +151,7 @@ def assess(seen: Observation, now: datetime) -> Status:
         seen.jobs,
         seen.service_problem,
         seen.problems,
+        boots_unknown=seen.check is not None and seen.check.problem is not None,
     )
 
 

@@ -101,7 +101,8 @@ def _bootable(status: Status, now: datetime) -> str:
     bootable = [found for found in newest if found is not None]
     times = [found.record.received_at for found in bootable if found.record is not None]
     total = words.count(len(status.servers), "server")
-    text = f"{len(bootable)} of {total} can be booted here" if bootable else "no server can be booted here"
+    can = "could be booted, if anything can be booted here" if status.boots_unknown else "can be booted here"
+    text = f"{len(bootable)} of {total} {can}" if bootable else "no server can be booted here"
     if not times:
         return text + "."
     first, last = (words.age(one, now) for one in (max(times), min(times)))

@@ -476,6 +476,7 @@ def test_a_look_that_was_not_possible_is_no_good_news() -> None:
     assert warnings(seen) == [
         "whether it could be booted could not be looked at (3 hours ago): libvirtd is not running"
     ]
+    assert "2 of 2 servers could be booted, if anything can be booted here, from sets received" in text(seen)
 
 
 def test_a_rehearsal_that_failed_is_told_and_one_that_passed_is_not() -> None:
