@@ -56,7 +56,7 @@ def users(subject: Subject, view: HostView) -> Iterator[Finding]:
         elif path in subject.answers.image_users:
             yield problem(
                 f"{path} is in use by {subject.answers.image_users[path]}",
-                "end that first; if it is the service: systemctl stop anvil-dr-target",
+                "end that first; if it is the service: systemctl stop anvil-dr-target.socket anvil-dr-target",
             )
 
 

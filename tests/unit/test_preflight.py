@@ -256,6 +256,7 @@ def test_a_missing_disk_of_a_running_domain_is_not_taken_for_a_missing_one_of_ou
 def test_an_image_that_a_program_has_open_is_in_use() -> None:
     finding = only(answers=replace(ABLE, image_users={PATH: "process 7 (dd)"}))
     assert finding.text == f"{PATH} is in use by process 7 (dd)"
+    assert "systemctl stop anvil-dr-target.socket anvil-dr-target" in finding.advice, "or the next node starts it again"
 
 
 def test_a_name_or_a_uuid_that_another_domain_has_is_a_problem() -> None:
