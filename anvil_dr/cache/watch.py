@@ -6,10 +6,9 @@ Touches udev's events, in a thread of its own. What is done about a drive is the
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional, Protocol
 
 import pyudev
 
@@ -25,18 +24,23 @@ Listener = Callable[[str], None]
 """Told the device path of each drive or partition with a file system that came."""
 
 
+class Monitor(Protocol):
+    """Where events come from; pyudev.Monitor is one."""
+
+    def poll(self, timeout: float) -> Optional[pyudev.Device]:
+        """The next one, or None if none came within so many seconds. Raise OSError."""
+
+
 class DriveWatch:
     """A thread that waits for udev's events until it is stopped."""
 
-    def __init__(self, came: Listener) -> None:
-        """Events are kept from now on. Raise CacheDriveError."""
+    def __init__(self, came: Listener, *, monitor: Optional[Monitor] = None) -> None:
+        """Events are kept from now on. `monitor`: what they are taken from, else udev. Raise CacheDriveError."""
         self._came = came
         self._known: Dict[str, Dict[str, str]] = {}
         try:
             context = pyudev.Context()
-            self._monitor = pyudev.Monitor.from_netlink(context)
-            self._monitor.filter_by("block")
-            self._monitor.start()
+            self._monitor = monitor or _of_udev(context)
             for device in context.list_devices(subsystem="block"):
                 self._known[device.sys_name] = discovery.describe(device)
         except OSError as error:
@@ -59,8 +63,14 @@ class DriveWatch:
             except OSError as error:  # ENOBUFS: more events than could be kept; the next survey sees what is there
                 log.warning("events of drives were lost error=%s", error.strerror)
                 continue
-            if device is not None and not _OURS.match(device.sys_name):
+            if device is None or _OURS.match(device.sys_name):
+                continue
+            try:
                 self._event(device)
+            except Exception:
+                # A drive can go at any point of this. Were the thread to end, no drive would be noticed any more, and
+                # nobody would see that: one event's defect must not end it.
+                log.exception("event of a drive failed device=%s action=%s", device.sys_name, device.action)
 
     def _event(self, device: pyudev.Device) -> None:
         name, node = device.sys_name, device.device_node or f"/dev/{device.sys_name}"
@@ -75,11 +85,19 @@ class DriveWatch:
         is_new, changed = name not in self._known, facts != self._known.get(name)
         self._known[name] = facts
         if is_new or changed:
-            size_bytes = int(device.attributes.asstring("size")) * 512 if os.path.exists(device.sys_path) else 0
+            size_bytes = int(device.attributes.get("size") or 0) * 512  # None once it has gone
             log.info("drive %s device=%s size_bytes=%d %s", "came" if is_new else "changed", node, size_bytes,
                      _words(facts))  # fmt: skip
         if facts["filesystem"] and (is_new or changed):
             self._came(node)
+
+
+def _of_udev(context: pyudev.Context) -> Monitor:
+    monitor = pyudev.Monitor.from_netlink(context)
+    monitor.filter_by("block")
+    monitor.start()
+    kept: Monitor = monitor
+    return kept
 
 
 def _words(facts: Dict[str, str]) -> str:
