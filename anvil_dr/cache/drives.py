@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 StoreIn = Callable[[str, int], Store]
 """Makes a store of ordinary files in a folder, which must be on the file system with this st_dev."""
 
-_PROBE = ".probe"
 _LOCK = ".lock"
 _UNMOUNT_SECONDS = 300.0
 """What a slow drive may take to write back what is left."""
@@ -69,6 +68,7 @@ class RealCacheDrives:
         self, directory: str, signature: str, store: Callable[[], StorePlaces], run: CommandRunner, store_in: StoreIn
     ) -> None:
         self._directory, self._signature, self._run, self._store_in = directory, signature, run, store_in
+        self._probe_place = os.path.join(directory, ".probe")
         self._store = store
         self._lock = threading.RLock()
         self._used: Dict[str, _Use] = {}
@@ -76,7 +76,7 @@ class RealCacheDrives:
     def survey(self) -> Tuple[CacheDrive, ...]:
         """Every drive that could be one. Raise CacheDriveError."""
         with self._lock:
-            devices, places = discovery.block_devices(), self._store()
+            devices, places = self._devices(), self._store()
             candidates = [one for one in devices if cache_rules.refusal(one, places) is None]
             same = cache_rules.twins(candidates)
             return cache_rules.ranked(self._judge(one, places, same) for one in devices)
@@ -110,6 +110,22 @@ class RealCacheDrives:
             raise CacheDriveError("of any kind", f"{self._directory}: {error.strerror}") from error
 
     # — looking —
+
+    def _devices(self) -> Tuple[BlockDevice, ...]:
+        """As they are while no process of ours probes one. Raise CacheDriveError.
+
+        A probe holds the lock, so what is on its mount point now was left there by one that was ended.
+        """
+        if os.geteuid() != 0 or not os.path.isdir(self._directory):
+            return discovery.block_devices()
+        try:
+            with self._machine_lock():
+                if self._probe_place in discovery.mount_points_below(self._directory):
+                    log.warning("cache drive was left mounted path=%s", self._probe_place)
+                    self._unmount(self._probe_place)
+                return discovery.block_devices()
+        except OSError as error:
+            raise CacheDriveError("of any kind", f"{self._directory}: {error.strerror}") from error
 
     def _judge(self, device: BlockDevice, places: StorePlaces, same: Mapping[str, str]) -> CacheDrive:
         drive = CacheDrive(
@@ -153,12 +169,12 @@ class RealCacheDrives:
             # The service may have mounted it while this waited; another mount would then share what it writes.
             if any(discovery.mounts_by_device().get(_number(drive.device), ())):
                 return replace(drive, problem="it is being used at this moment")
-            path = os.path.join(self._directory, _PROBE)
-            self._mount(drive.device, path, filesystem, PROBE_OPTIONS[filesystem] + ",nosuid,nodev,noexec")
+            options = PROBE_OPTIONS[filesystem] + ",nosuid,nodev,noexec"
+            self._mount(drive.device, self._probe_place, filesystem, options)
             try:
-                return self._looked_at(drive, path)
+                return self._looked_at(drive, self._probe_place)
             finally:
-                self._unmount(path)
+                self._unmount(self._probe_place)
 
     def _looked_at(self, drive: CacheDrive, path: str) -> CacheDrive:
         facts = os.statvfs(path)
@@ -175,7 +191,7 @@ class RealCacheDrives:
 
     def _begin(self, drive: CacheDrive) -> _Use:
         """Raise CacheDriveError."""
-        device = next((one for one in discovery.block_devices() if one.device == drive.device), None)
+        device = next((one for one in self._devices() if one.device == drive.device), None)
         if device is None or (device.uuid or device.device) != drive.identity:
             raise CacheDriveError(drive.device, "it is gone")
         problem = cache_rules.refusal(device, self._store())

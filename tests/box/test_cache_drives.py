@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Dict, Iterator
 
@@ -286,6 +288,38 @@ def test_what_a_service_that_died_left_mounted_is_unmounted(cache: RealCacheDriv
     run("mount", EXT4, str(tmp_path / "cache" / "ubda"))
     cache.tidy()
     assert not _is_mounted(EXT4)
+
+
+def test_what_a_probe_that_was_ended_left_mounted_is_unmounted_and_the_drive_can_be_used(
+    cache: RealCacheDrives, tmp_path: Path
+) -> None:
+    drive = found(cache)[EXT4]
+    for look in lambda: found(cache)[EXT4].problem, lambda: _use(cache, drive):
+        (tmp_path / "cache" / ".probe").mkdir()
+        run("mount", "-o", "ro,noload", EXT4, str(tmp_path / "cache" / ".probe"))
+        assert look() is None
+        assert not _is_mounted(EXT4)
+
+
+def test_a_drive_that_another_program_probes_is_judged_when_that_is_over(
+    cache: RealCacheDrives, tmp_path: Path
+) -> None:
+    place = tmp_path / "cache" / ".probe"
+    place.mkdir(parents=True)
+    with (tmp_path / "cache" / ".lock").open("w") as lock, ThreadPoolExecutor() as other:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run("mount", "-o", "ro,noload", EXT4, str(place))
+        judged = other.submit(lambda: found(cache)[EXT4].problem)
+        with suppress(TimeoutError):
+            judged.result(1)  # the time in which it would be judged wrongly
+        run("umount", str(place))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert judged.result(120) is None
+
+
+def _use(cache: RealCacheDrives, drive: CacheDrive) -> None:
+    with cache.use(drive):
+        pass
 
 
 def test_a_drive_that_was_exchanged_for_another_is_not_used(cache: RealCacheDrives) -> None:
