@@ -3,7 +3,8 @@
 Talks to libvirt through lasting_libvirt.py, and notes what it shuts down; off_rules.py says what must not be. A server
 that was off already is left off. Being off for longer than needed is the worst this program can do to a server, so:
 nothing here is interrupted half way (signals end the session, not this), starting is tried again, one that goes off
-later than it was given time for is started too, and what a run that was killed has left off is started by the next.
+later than it was given time for is started too, and what a run that was killed has left off is started by the next,
+unless it was started by somebody since.
 """
 
 from __future__ import annotations
@@ -221,7 +222,9 @@ class Keeper:
         """One that a run has shut down that was killed, is started; any other stays off."""
         if left is None or left.doubt:
             if left is not None:
-                self.tell(f"{name}: shut down for its image at {left.since}, and left off: {left.doubt}")
+                start = off_rules.by_hand(name, left, "shut off")
+                self.tell(f"{name}: shut down for its image at {left.since}, and left off, because {left.doubt}; "
+                          f"if it is to run: {start}")  # fmt: skip
             yield
             self._check_still_off(name)
             return

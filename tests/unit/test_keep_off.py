@@ -432,7 +432,7 @@ def test_nothing_is_started_that_may_be_off_on_purpose_or_run_elsewhere_by_now(d
     with kept.off("Web01"):
         pass
     assert machine.events == defined.events == []
-    assert told[0].endswith(f"left off: {doubt}")
+    assert told[0].endswith(f"left off, because {doubt}; if it is to run: virsh start Web01")
 
 
 def test_a_server_that_runs_again_is_not_remembered_as_off() -> None:
