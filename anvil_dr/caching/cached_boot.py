@@ -170,7 +170,8 @@ def _images(
             )
         files = store_in(drive.mountpoint)
         of_disk = {image.sequence: image for image in files.images(cached.server) if image.owner.disk == one.disk}
-        file = of_disk.get(INCOMPLETE) or of_disk.get(1)
+        # A node that fills a drive again has its own incomplete images there.
+        file = (None if cached.carried else of_disk.get(INCOMPLETE)) or of_disk.get(1)
         if file is None or file.size_bytes < one.size_bytes:
             raise StoreError(f"the image of disk {one.disk} is not on {device} any more")
         identity = f"cached:{cached.job_id}:{one.disk}"

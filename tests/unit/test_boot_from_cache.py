@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Iterator, Tuple
 
@@ -131,6 +132,19 @@ def test_a_drive_that_is_not_mounted_to_stay_is_told_with_what_to_type(
         drives.mounted[DRIVE] = str(box.images.parent / mountpoint)
     code, out, _ = command("--check")
     assert code == 1 and "it has no complete set" in out and words in " ".join(out.split())
+
+
+def test_what_a_node_has_half_written_on_a_drive_that_was_carried_in_is_not_booted(
+    box: FilledBox, drives: FolderDrives, command: Command
+) -> None:
+    (cached,) = cached_sets.of_server(str(box.state), "Web01")
+    cached_sets.keep(str(box.state), replace(cached, carried=True), {})
+    assert "cache" in command("--list")[1]
+    path = drives.folder(DRIVE) / "Web01_Web01_0_1.raw"
+    path.rename(path.with_name("Web01_Web01_0_incomplete.raw"))
+    out = " ".join(command("--list")[1].split())
+    assert "cache " not in out
+    assert "the image of disk Web01_0 is not on" in " ".join(command("--check")[1].split())
 
 
 def test_a_drive_that_was_pulled_is_named(box: FilledBox, drives: FolderDrives, command: Command) -> None:
