@@ -15,7 +15,7 @@ from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cycling import sets
 from anvil_dr.errors import DefinitionError, ImageInUseError, SourceError, UsageError
-from anvil_dr.model import ImageSet, StoredImage
+from anvil_dr.model import CACHED, ImageSet, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import OutgoingDisk, OutgoingServer, Source
@@ -86,6 +86,11 @@ def outgoing(
         )
     known = sets.assemble(store.images(), state.set_records(server), state.pending(server))
     ran_from = next((one for one in sets.of_server(known, server) if one.sequence == activation.sequence), None)
+    if ran_from is None and activation.sequence == CACHED:
+        raise SourceError(
+            f"{server} ran from its set on a cache drive, which is not mounted now: plug it in, mount it, and type the "
+            "same again"
+        )
     if ran_from is None or not ran_from.complete:
         raise SourceError(f"set {activation.sequence} of {server}, which it ran from, is not complete any more")
     for image, user in store.users(ran_from.images).items():

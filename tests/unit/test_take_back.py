@@ -21,6 +21,7 @@ from anvil_dr.errors import AnvilDrError, ImageInUseError, SourceError, UsageErr
 from anvil_dr.failback import give_back
 from anvil_dr.failback.half_back import HalfBack
 from anvil_dr.failback.take_back import Home, TakeBack
+from anvil_dr.model import CACHED
 from anvil_dr.records.state import State
 from anvil_dr.sending.job import JobOutcome, OutgoingServer
 from anvil_dr.sending.off_notes import OffNotes
@@ -257,6 +258,13 @@ def test_only_a_server_that_ran_here_and_is_off_is_given_back(box: FilledBox, tm
                 outgoing(box)
         finally:
             holder.kill()
+
+
+def test_a_server_that_ran_from_a_cache_drive_needs_that_drive(box: FilledBox) -> None:
+    with State.open(str(box.state)) as state:
+        state.activate("Web01", CACHED, "alice")
+    with pytest.raises(SourceError, match="ran from its set on a cache drive, which is not mounted now: plug it in"):
+        outgoing(box)
 
 
 def test_what_is_in_overlays_must_be_decided_first(box: FilledBox) -> None:
