@@ -11,8 +11,9 @@ from lxml import etree
 
 from anvil_dr.definition import network_rules
 from anvil_dr.definition.disks import source_disks
+from anvil_dr.definition.memory import memory_bytes
 from anvil_dr.definition.reading import Definition, attribute_of, elements, parse, shown, text_of, uuid_of
-from anvil_dr.definition.requirements import memory_bytes, vcpus
+from anvil_dr.definition.requirements import vcpus
 
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Callable, Final, Mapping, Optional, Tuple, TypeVar
+from typing import Callable, Mapping, Optional, Tuple, TypeVar
 
 from lxml import etree
 
 from anvil_dr.definition.disks import as_source_disk, describe_hostdev
+from anvil_dr.definition.memory import CELLS, memory_bytes
 from anvil_dr.definition.reading import (
     Definition,
     attribute_of,
@@ -25,9 +26,6 @@ from anvil_dr.definition.reading import (
 from anvil_dr.errors import DefinitionError
 
 _T = TypeVar("_T")
-
-_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
-_MAX_BYTES: Final = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -184,18 +182,6 @@ def requirements(xml: str) -> Requirements:
     )
 
 
-def memory_bytes(definition: Definition) -> int:
-    """The guest's RAM. Raise DefinitionError if it isn't said, or not so that libvirt understands it."""
-    memory = definition.root.find("memory")
-    if memory is None:
-        raise DefinitionError("it has no <memory>")
-    said, unit = (memory.text or "").strip(), memory.get("unit", "KiB")
-    scale = _scale(unit)
-    if not re.fullmatch(r"[0-9]{1,19}", said) or scale is None or not 0 < int(said) * scale < _MAX_BYTES:
-        raise DefinitionError(f"line {line_of(memory)}: <memory> of {shown(said)!r} {shown(unit)!r} makes no sense")
-    return int(said) * scale
-
-
 def vcpus(definition: Definition) -> int:
     """The guest's virtual CPUs, at most; 1 where it isn't said. Raise DefinitionError if it makes no sense."""
     vcpu = definition.root.find("vcpu")
@@ -205,18 +191,6 @@ def vcpus(definition: Definition) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", said) or int(said) == 0:
         raise DefinitionError(f"line {line_of(vcpu)}: <vcpu> of {shown(said)!r} makes no sense")
     return int(said)
-
-
-def _scale(unit: str) -> Optional[int]:
-    """What a unit stands for, as libvirt's virScaleInteger() has it: k and KiB are 1024, KB is 1000."""
-    lower = unit.lower()
-    if lower in ("b", "byte", "bytes"):
-        return 1
-    matched = re.fullmatch(r"([kmgtpe])(ib|b)?", lower)
-    if matched is None:
-        return None
-    base = 1000 if matched.group(2) == "b" else 1024
-    return int(base ** _POWERS[matched.group(1)])
 
 
 def _devices(root: etree._Element, name: str, read: Callable[[etree._Element], _T]) -> Tuple[_T, ...]:
@@ -290,6 +264,8 @@ def _lines(root: etree._Element) -> Mapping[str, int]:
         "name": "name", "uuid": "uuid", "memory": "memory", "vcpu": "vcpu", "machine": "os/type", "loader": "os/loader",
         "nvram": "os/nvram", "cpu": "cpu", "emulator": "devices/emulator", "hugepages": "memoryBacking",
     }  # fmt: skip
+    if root.find(CELLS) is not None:
+        places["memory"] = CELLS  # what is to be lowered there
     found = {what: root.find(path) for what, path in places.items()}
     return {what: line_of(element) for what, element in found.items() if element is not None}
 

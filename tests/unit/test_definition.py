@@ -255,13 +255,37 @@ def test_memory_is_read_in_every_unit_that_libvirt_has(memory: str, size_bytes: 
     assert definition.requirements(f"<domain type='kvm'><name>a</name>{memory}</domain>").memory_bytes == size_bytes
 
 
+def numa(memory: str, modules: str = "") -> str:
+    cells = "<cell id='0' cpus='0' memory='2' unit='GiB'/>\n<cell id='1' cpus='1' memory='2097152'/>"
+    return (
+        f"<domain type='kvm'><name>a</name>{memory}<vcpu>2</vcpu><cpu><numa>\n{cells}</numa></cpu>"
+        f"<devices>{modules}</devices></domain>"
+    )
+
+
+@pytest.mark.parametrize("memory", ["<memory unit='GiB'>64</memory>", "<memory unit='GiB'>1</memory>", ""])
+def test_where_memory_is_split_among_numa_cells_they_say_how_much_there_is(memory: str) -> None:
+    needs = definition.requirements(numa(memory))
+    assert (needs.memory_bytes, needs.lines["memory"]) == (4 << 30, 2)
+
+
+def test_memory_modules_are_added_to_the_cells_but_not_to_what_already_includes_them() -> None:
+    kinds = ("dimm", "virtio-mem", "nvdimm")
+    modules = "".join(f"<memory model='{one}'><target><size unit='GiB'>1</size></target></memory>" for one in kinds)
+    total = "<memory unit='GiB'>7</memory>"
+    assert definition.requirements(numa(total, modules)).memory_bytes == 6 << 30
+    without = f"<domain type='kvm'><name>a</name>{total}<devices>{modules}</devices></domain>"
+    assert definition.requirements(without).memory_bytes == 7 << 30
+
+
 @pytest.mark.parametrize(
     "inside",
     [
         "", "<memory/>", "<memory>0</memory>", "<memory>-1</memory>", "<memory>1_000</memory>", "<memory>٣</memory>",
         "<memory unit='furlong'>1</memory>", "<memory unit='EiB'>99</memory>", "<memory>1</memory><vcpu>0</vcpu>",
         "<memory>1</memory><vcpu>two</vcpu>", "<memory>1</memory><devices><disk/></devices>",
-        "<memory>1</memory><memory>2</memory>",
+        "<memory>1</memory><memory>2</memory>", "<memory>1</memory><cpu><numa><cell/></numa></cpu>",
+        "<memory>1</memory><cpu><numa><cell memory='-1'/></numa></cpu>", "<cpu><numa><cell memory='0'/></numa></cpu>",
     ],
 )  # fmt: skip
 def test_needs_that_make_no_sense_are_refused(inside: str) -> None:
