@@ -107,7 +107,8 @@ def _variables(os: etree._Element, nvram_path: Optional[str], notes: Notes) -> N
         new.text = nvram_path
     else:
         notes.warn("the UEFI variables are not part of the job: the server starts with those of this host's firmware")
-        if is_firmware_path(template):
+        # Where the host chooses the firmware, it has a template for it, and libvirt 9.0 refuses another.
+        if loader is not None and loader.text and is_firmware_path(template):
             new.set("template", template)
     if nvram_path and form and form != "raw":
         new.set("format", form)

@@ -259,6 +259,17 @@ def test_firmware_is_chosen_by_path_or_by_the_host_but_never_by_both() -> None:
     assert dict(by_host.find("loader").attrib) == {"secure": "yes"} and by_host.find("firmware/feature") is not None
 
 
+@pytest.mark.parametrize(
+    ("loader", "attribute"),
+    [("<loader readonly='yes' type='pflash'>/opt/fw/CODE.fd</loader>", ""), ("", " firmware='efi'")],
+)
+def test_where_the_host_chooses_the_firmware_it_chooses_the_template_too(loader: str, attribute: str) -> None:
+    """libvirt 9.0: "nvram attribute 'template' cannot be specified when firmware autoselection is enabled"."""
+    template = "<nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>/var/lib/libvirt/qemu/nvram/x.fd</nvram>"
+    os = etree.fromstring(make(uefi(loader, template, attribute), nvram=None).xml).find("os")
+    assert os is not None and os.get("firmware") == "efi" and os.find("nvram") is None
+
+
 # — devices —
 
 
