@@ -84,6 +84,7 @@ def _loader(os: etree._Element, notes: Notes) -> None:
         scrub.drop_attributes(os, "firmware")
         if loader.get("format") == "raw":
             del loader.attrib["format"]  # what it means anyway, and libvirt 9.0 does not know the attribute
+        _protect(loader, path, notes)
     if os.get("firmware") not in (None, "efi", "bios"):
         raise DefinitionError(f"the firmware {shown(os.get('firmware') or '')!r} is unknown")
     if loader is not None and not path:
@@ -92,6 +93,14 @@ def _loader(os: etree._Element, notes: Notes) -> None:
             scrub.remove(loader)
     if os.get("firmware") is None:
         scrub.drop_children(os, "firmware")
+
+
+def _protect(loader: etree._Element, path: str, notes: Notes) -> None:
+    """The file is every guest's here. Without readonly='yes' libvirt has QEMU open flash for writing."""
+    if loader.get("readonly") == "no":
+        notes.warn(f"the server could write to its firmware {shown(path)}; here it only reads it")
+    if loader.get("type") == "pflash" or "readonly" in loader.attrib:
+        loader.set("readonly", "yes")
 
 
 def _variables(os: etree._Element, nvram_path: Optional[str], notes: Notes) -> None:

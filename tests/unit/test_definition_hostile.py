@@ -259,6 +259,14 @@ def test_firmware_is_chosen_by_path_or_by_the_host_but_never_by_both() -> None:
     assert dict(by_host.find("loader").attrib) == {"secure": "yes"} and by_host.find("firmware/feature") is not None
 
 
+@pytest.mark.parametrize("said", [" readonly='no'", ""])
+def test_the_firmware_of_every_guest_here_cannot_be_written_by_one(said: str) -> None:
+    result = make(uefi(f"<loader{said} type='pflash'>{OVMF}</loader>"))
+    loader = etree.fromstring(result.xml).find("os/loader")
+    assert loader is not None and (loader.get("readonly"), loader.text) == ("yes", OVMF)
+    assert [OVMF in warning for warning in result.warnings] == ([True] if said else [])
+
+
 @pytest.mark.parametrize(
     ("loader", "attribute"),
     [("<loader readonly='yes' type='pflash'>/opt/fw/CODE.fd</loader>", ""), ("", " firmware='efi'")],
