@@ -64,6 +64,7 @@ def interface(element: etree._Element, notes: Notes) -> None:
         notes.removed(f"the backend of {label}", "it names programs or devices of the node")
     for child in elements(element, "source"):
         _clean_source(child, kind, notes)
+        _leave_the_card(child, label, notes)
     for child in elements(element, "target"):
         made = (child.get("dev") or "").startswith(_MADE_NAMES)
         if made or kind == "ethernet":
@@ -84,6 +85,14 @@ def _is_plugged_in(element: etree._Element) -> bool:
         return True
     name = attribute_of(element, "source", naming) or ""
     return name not in ("", ".", "..") and "/" not in name
+
+
+def _leave_the_card(source: etree._Element, label: str, notes: Notes) -> None:
+    """In passthrough mode libvirt gives the card the guest's MAC address, and the guest alone may use it: the end of
+    this host's own network, where it is the only card (libvirt, "formatdomain", direct)."""
+    if source.get("mode") == "passthrough":
+        notes.warn(f"{label} took over a network card of the node (passthrough); here it shares one (bridge)")
+        source.set("mode", "bridge")
 
 
 def _clean_source(element: etree._Element, kind: str, notes: Notes) -> None:

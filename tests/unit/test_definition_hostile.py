@@ -281,6 +281,15 @@ def test_where_the_host_chooses_the_firmware_it_chooses_the_template_too(loader:
 # — devices —
 
 
+def test_a_network_card_of_this_host_is_shared_and_never_taken_over() -> None:
+    def result(mode: str) -> Made:
+        return make(domain(f"<interface type='direct'><source dev='eno1' mode='{mode}'/></interface>"))
+
+    source = etree.fromstring(result("passthrough").xml).find("devices/interface/source")
+    assert source is not None and dict(source.attrib) == {"dev": "eno1", "mode": "bridge"}
+    assert len(result("passthrough").warnings) == 1 and result("private").warnings == ()
+
+
 def test_a_seclabel_cannot_run_qemu_as_root() -> None:
     result = make(domain(rest="<seclabel type='static' model='dac'><label>root:root</label></seclabel>"))
     assert "seclabel" not in result.xml and len(result.warnings) == 1
