@@ -105,8 +105,8 @@ class CacheDriveError(StoreError):
         super().__init__(f"cache drive {drive}: {reason}")
 
 
-class NotADriveError(StoreError):
-    """The folder that `--to drive:` names is no drive for the DR box. Says what to do about it."""
+class DriveRefusedError(StoreError):
+    """What `--to drive:` names must not be filled. Says what to do about it."""
 
 
 class ServerBusyError(AnvilDrError):

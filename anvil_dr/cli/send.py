@@ -19,9 +19,9 @@ from anvil_dr.cli.progress import Watcher, watcher
 from anvil_dr.cli.send_report import Recorder, Report, server_reports, to_json, to_lines
 from anvil_dr.errors import (
     AnvilDrError,
+    DriveRefusedError,
     HypervisorError,
     JobInterruptedError,
-    NotADriveError,
     ProtocolError,
     UsageError,
 )
@@ -184,11 +184,11 @@ def _connect(uri: str) -> SourceHypervisor:
 
 
 def _files(folder: str, owners: OwnerSource) -> Store:
-    """Images on a drive; nothing is written where it was once it has gone. Raise NotADriveError."""
+    """Images on a drive; nothing is written where it was once it has gone. Raise DriveRefusedError."""
     try:
         file_system = os.stat(folder).st_dev
     except OSError as error:
-        raise NotADriveError(f"{folder}: {error.strerror}. Mount the drive there first") from error
+        raise DriveRefusedError(f"{folder}: {error.strerror}. Mount the drive there first") from error
     return DirectoryStore(folder, owners, file_system=file_system)
 
 

@@ -25,7 +25,7 @@ _ADVICE: Final[Mapping[str, str]] = {
 }
 """What can be done, where the error does not say so itself. By its code."""
 
-_SAY_IT_THEMSELVES: Final = ("Definition", "Source", "ImageName", "NameCollision", "NotADrive")
+_SAY_IT_THEMSELVES: Final = ("Definition", "Source", "ImageName", "NameCollision", "DriveRefused")
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Tuple
 
 from anvil_dr import naming
 from anvil_dr.caching.difference import Difference, scan
-from anvil_dr.errors import AnvilDrError, JobInterruptedError, NameCollisionError, NotADriveError, StoreError
+from anvil_dr.errors import AnvilDrError, DriveRefusedError, JobInterruptedError, NameCollisionError, StoreError
 from anvil_dr.model import INCOMPLETE, Owner, StoredImage
 from anvil_dr.ports import Store
 from anvil_dr.records import carried_job
@@ -70,7 +70,7 @@ class DriveSender:
         """Write the servers one after the other. Raise StoreError if the drive cannot be used at all, ProtocolError if
         its record cannot be understood."""
         if not os.path.lexists(os.path.join(self._folder, self._signature)):
-            raise NotADriveError(
+            raise DriveRefusedError(
                 f"{self._folder} is no drive for the DR box: there is no {self._signature} in it. Is it mounted? "
                 f"To make it one: touch {os.path.join(self._folder, self._signature)}"
             )
@@ -132,12 +132,12 @@ class DriveSender:
     def _refuse_what_waits(self, server: str) -> None:
         """A drive that was pulled from a DR box as its cache may have the only complete set of a server.
 
-        What we began and did not end has at least one incomplete image. Raise StoreError.
+        What we began and did not end has at least one incomplete image. Raise StoreError, DriveRefusedError.
         """
         there = self._store.images(server)
         complete = [image.path for image in there if image.sequence == 1]
         if complete and len(complete) == len(there):
-            raise StoreError(
+            raise DriveRefusedError(
                 f"{complete[0]} is complete and not on the drive's record, so a DR box may wait for it: plug the drive "
                 f"in there first, until anvil-dr-status names no set that waits on it; if nobody needs it: "
                 f"rm {shlex.join(complete)}",

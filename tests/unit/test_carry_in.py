@@ -14,7 +14,14 @@ import pytest
 from anvil_dr.caching import cached_copy, cached_sets, carry_in
 from anvil_dr.caching.cached_sets import CachedSet
 from anvil_dr.cli import import_drive, send
-from anvil_dr.errors import AnvilDrError, CacheDriveError, ProtocolError, SourceChangedError, StoreError
+from anvil_dr.errors import (
+    AnvilDrError,
+    CacheDriveError,
+    DriveRefusedError,
+    ProtocolError,
+    SourceChangedError,
+    StoreError,
+)
 from anvil_dr.receiving.target import Target, utc_now
 from anvil_dr.records import carried_job
 from anvil_dr.sending.to_drive import DriveSender
@@ -114,7 +121,7 @@ def test_a_set_that_a_dr_box_waits_for_is_not_written_over_at_the_node(tmp_path:
     before = {name: (trip.drive / name).read_bytes() for name in trip.on_drive}
     trip.node.disks = disks(2)
     (error,) = trip.fill()
-    assert error is not None and "plug the drive in there first" in str(error)
+    assert isinstance(error, DriveRefusedError) and "plug the drive in there first" in str(error)
     assert {name: (trip.drive / name).read_bytes() for name in trip.on_drive} == before
     with trip.box.running() as target:
         for thread in target.background:

@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_drive_fails_every_server_and_says_once_what_to_do(
     assert "run the same command again" not in said.out and said.err == ""
     assert send.main([*arguments, "--json"]) == 1
     report: Any = json.loads(capsys.readouterr().out)
-    assert [server["code"] for server in report["servers"]] == ["NotADrive", "NotADrive"]
+    assert [server["code"] for server in report["servers"]] == ["DriveRefused", "DriveRefused"]
 
 
 @pytest.mark.parametrize(
