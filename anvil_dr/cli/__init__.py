@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+from contextlib import suppress
 from typing import Callable, Optional
 
 from anvil_dr import words
@@ -36,11 +37,27 @@ def run_command(
 
     With `as_json` an error is an object on standard output as well: {"error": its words, "code": its kind}.
     """
+    _replace_closed_streams()
     _set_up_logging(log_handler, level)
     try:
-        code = function()
+        code = _work(program, function, as_json)
         sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`. Python would complain once more when it flushes.
+        _forget_output()
+        return 1
+    except OSError as error:
+        _forget_output()
+        with suppress(OSError):
+            complain(f"{program}: what it says cannot be written: {error.strerror}")
+        return 1
+
+
+def _work(program: str, function: Callable[[], int], as_json: bool) -> int:
+    """Raise OSError only if nothing can be said."""
+    try:
+        return function()
     except AnvilDrError as error:
         if as_json:
             print(json.dumps({"error": str(error), "code": error.code}, indent=2))
@@ -50,15 +67,27 @@ def run_command(
         print(f"{program}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone, as with `| head`. Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        raise
     except Exception as error:  # noqa: BLE001 - the command line is where the unforeseen ends
+        if isinstance(error, OSError):
+            sys.stdout.flush()  # raises again if it is the output that cannot be written
         # It may not come again on the next try, so everything that is known is said now.
         log.exception("unforeseen error")
         name, text = type(error).__name__, words.printable(str(error))
         print(f"{program}: nobody foresaw this, please report what stands above: {name}: {text}", file=sys.stderr)
         return 1
+
+
+def _forget_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _replace_closed_streams() -> None:
+    """Whoever closes them wants to hear nothing; and no file that is opened later may get their numbers."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def complain(text: str) -> None:

@@ -5,9 +5,11 @@ Touches the terminal, and looks for signs of life of the original site.
 
 from __future__ import annotations
 
+import logging
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final, FrozenSet, Mapping, Optional, Tuple
+from typing import Final, FrozenSet, Iterator, Mapping, Optional, Tuple
 
 from anvil_dr import command
 from anvil_dr.activation import activate, activation_text, life_signs, nodes, prober
@@ -20,6 +22,8 @@ from anvil_dr.ports import Hypervisor
 from anvil_dr.preflight.findings import Finding
 from anvil_dr.preflight.host import LocalHost
 from anvil_dr.words import count, listed
+
+log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 60.0
 """So long after it was shown, a plan is carried out without another look for signs of life."""
@@ -54,19 +58,34 @@ class Planner:
         addresses = {server: rule.addresses for server, rule in config.activation.servers.items()}
         asked = life_signs.to_probe(servers, known, addresses)
         if asked and not self._manner.as_json:
-            print(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...", flush=True)
+            self._say(f"Looking for signs of life of the original site ({count(len(asked), 'address')}) ...")
             if not prober.can_ping():
-                print("Nobody is pinged: there is no ping here (apt install iputils-ping).", flush=True)
+                self._say("Nobody is pinged: there is no ping here (apt install iputils-ping).")
         nowhere = life_signs.unknown(servers, known, addresses)
         said = f"no address is known to ask for signs of life of {listed(nowhere)}: look for yourself"
         self._nowhere = (said,) if nowhere else ()
         self._alive = life_signs.judge(servers, known, addresses, prober.Prober(command.run).answers(asked))
 
     def show(self, plan: BootPlan) -> None:
-        if plan.servers:
-            activate_view.show_plan(plan, on_overlays=self._manner.on_overlays)
-        else:
-            print(activate_box.nothing_here(self._box.config))
+        with self._to_whoever_listens():
+            if plan.servers:
+                activate_view.show_plan(plan, on_overlays=self._manner.on_overlays)
+            else:
+                print(activate_box.nothing_here(self._box.config))
+
+    def _say(self, text: str) -> None:
+        with self._to_whoever_listens():
+            print(text, flush=True)
+
+    @contextmanager
+    def _to_whoever_listens(self) -> Iterator[None]:
+        """Whoever needs no answer boots also where nothing can be said: a full disk, a terminal that is gone."""
+        try:
+            yield
+        except OSError as error:
+            if not self._manner.yes:
+                raise
+            log.warning("nobody sees what is said: %s", error)
 
 
 def decide(planner: Planner, plan: BootPlan) -> Optional[Tuple[BootPlan, FrozenSet[str]]]:
