@@ -5,12 +5,13 @@ Touches what rehearse.py touches, the terminal, and this process's signal handle
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, Dict, Final, Mapping, Optional, Tuple
 
 from anvil_dr.activation import activate
 from anvil_dr.activation.activate import Request
-from anvil_dr.cli import activate_boot, activate_box, activate_view
+from anvil_dr.cli import activate_boot, activate_box, activate_view, complain
 from anvil_dr.cli.activate_box import Box
 from anvil_dr.errors import UsageError
 from anvil_dr.ports import Hypervisor
@@ -31,6 +32,7 @@ def run(
 ) -> int:
     """Rehearse; the exit code is 0 if every server came up. `report` is a file to write it to as well."""
     config, overlays, turns = box.config, box.rehearsal_overlays, RehearsalTurns(box.config.runtime)
+    _refuse_unwritable(report)
     rehearsal_stage.sweep(overlays, box.places, turns)
     plan = activate.plan(box.survey(), request, config.activation, box.store, hypervisor, LocalHost())
     if not plan.servers:
@@ -51,12 +53,11 @@ def run(
     earlier = rehearsal_records.load(config.state)
     text = rehearsal_report.html(rehearsal, earlier, activate_view.now())
     kept = rehearsal_records.keep(config.state, rehearsal, text)
-    if report:
-        _write(report, text)
+    path = report if report and _write(report, text) else kept
     if as_json:
-        activate_view.show_json(_to_json(rehearsal, report or kept))
+        activate_view.show_json(_to_json(rehearsal, path))
     else:
-        _end(rehearsal, report or kept)
+        _end(rehearsal, path)
     return 0 if rehearsal.passed else 1
 
 
@@ -93,12 +94,24 @@ def _end(rehearsal: Rehearsal, path: Optional[str]) -> None:
     print(f"Report: {path}" if path else "No report could be kept; write it elsewhere with --report FILE.")
 
 
-def _write(path: str, text: str) -> None:
+def _refuse_unwritable(path: str) -> None:
+    """Raise UsageError: that is better known before half an hour of rehearsing than after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if path and not os.path.isdir(folder):
+        raise UsageError(f"--report {path}: there is no folder {folder}")
+    if path and (os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK)):
+        raise UsageError(f"--report {path}: it cannot be written to")
+
+
+def _write(path: str, text: str) -> bool:
+    """False if it could not be written, and that was said: the verdict counts all the same."""
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UsageError(f"--report {path}: {error.strerror}") from error
+        complain(f"--report {path}: {error.strerror}")
+        return False
+    return True
 
 
 def _to_json(rehearsal: Rehearsal, path: Optional[str]) -> Dict[str, Any]:
