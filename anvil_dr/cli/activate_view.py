@@ -56,8 +56,14 @@ def show_plan(plan: BootPlan, *, on_overlays: bool = False) -> None:
 
 
 def show_table(headings: Sequence[str], rows: Iterable[Tuple[Tuple[str, ...], Tone]]) -> None:
-    table = Table(*headings, box=None, pad_edge=False)
-    for cells, tone in rows:
+    told = tuple(rows)
+    table = Table(box=None, pad_edge=False)
+    for number, heading in enumerate(headings):
+        # Two servers must not look like one, however narrow it is.
+        whole = heading in ("Server", "Set")
+        least = max((len(cells[number]) for cells, _ in told), default=0) if whole else None
+        table.add_column(heading, no_wrap=whole, min_width=least, overflow="fold")
+    for cells, tone in told:
         table.add_row(*(Text(cell) for cell in cells), style=_STYLES[tone])
     console().print(table)
 
