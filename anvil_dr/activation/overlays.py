@@ -35,6 +35,10 @@ class Overlays:
         """None if it has none. Raise StoreError if nobody can tell."""
         return read(self.folder, server)
 
+    def has_any(self, server: str) -> bool:
+        """Also if nobody can understand them."""
+        return os.path.lexists(os.path.join(self.folder, server, _MANIFEST))
+
     def make(
         self,
         server: str,

@@ -62,12 +62,9 @@ def release(
     `wish` says what becomes of overlays. Raise UsageError if the server isn't activated, or if there are overlays and
     no wish, or the other way round; ImageInUseError while it runs; StateError, StoreError.
     """
+    refuse_others([server], state, overlays)
     activation = state.activations().get(server)
     made, damaged = _overlays(overlays, server, wish)
-    if activation is None and made is None and not damaged:
-        activated = sorted(state.activations())
-        there = f"activated: {listed(activated)}" if activated else "no server is"
-        raise UsageError(f"server {server} is not activated{nearest(server, activated)}; {there}")
     wish = "discard" if damaged else _decided(server, wish, made, os.path.join(overlays.folder, server))
     for image, user in store.users(one for one in store.images() if one.owner.server == server).items():
         raise ImageInUseError(image.path, f"{user}; shut the server down first: virsh shutdown {server}")
@@ -142,6 +139,15 @@ def _decided(server: str, wish: Optional[Wish], made: Optional[OverlaySet], fold
             f"it; to give up the rest: rm -r {folder}, then --release without either"
         )
     return wish
+
+
+def refuse_others(servers: Iterable[str], state: State, overlays: Overlays) -> None:
+    """Raise UsageError for one that is not activated, and has nothing left of it; StateError."""
+    activated = sorted(state.activations())
+    for server in servers:
+        if server not in activated and not overlays.has_any(server):
+            there = f"activated: {listed(activated)}" if activated else "no server is"
+            raise UsageError(f"server {server} is not activated{nearest(server, activated)}; {there}")
 
 
 def _overlays(overlays: Overlays, server: str, wish: Optional[Wish]) -> Tuple[Optional[OverlaySet], bool]:

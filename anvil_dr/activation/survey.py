@@ -25,21 +25,24 @@ class Survey:
 
     servers: Tuple[Found, ...]
     images: Tuple[StoredImage, ...]
+    store_problem: Optional[str] = None
+    """Why the store cannot be looked at."""
 
 
 def survey(
     store: Store, state: Optional[State], definitions: str, *, overlays: Optional[Overlays] = None, kept: str = "",
-    cached: Tuple[SetRecord, ...] = (),
+    cached: Tuple[SetRecord, ...] = (), without_store: bool = False,
 ) -> Survey:  # fmt: skip
     """What lies here. Raise StoreError, StateError or DefinitionError where that cannot be read.
 
     `kept` is the directory that firmware state is kept below. Without a state,
     nothing is known of when a set came, and all the images of one number count as one set. `cached` are the sets on
-    cache drives whose images the store has too (cached_boot.py).
+    cache drives whose images the store has too (cached_boot.py). `without_store`: a store that cannot be read has no
+    images, and says why.
     """
     # The plans first and the records last: a plan that ends meanwhile is then known as one or the other.
     pending = state.pending() if state is not None else ()
-    images = store.images()
+    images, store_problem = _images(store, without_store)
     records = (*(state.set_records() if state is not None else ()), *cached)
     activations = state.activations() if state is not None else {}
     files = {file.server: file for file in definition_files.read_all(definitions)}
@@ -64,7 +67,17 @@ def survey(
             for server in names
         ),
         images,
+        store_problem,
     )
+
+
+def _images(store: Store, without_store: bool) -> Tuple[Tuple[StoredImage, ...], Optional[str]]:
+    try:
+        return store.images(), None
+    except StoreError as error:
+        if not without_store:
+            raise
+        return (), str(error)
 
 
 def _overlays(overlays: Optional[Overlays], server: str) -> Tuple[Optional[OverlaySet], Optional[str]]:

@@ -31,7 +31,7 @@ from anvil_dr.cli import (
 from anvil_dr.cli.activate_box import Box, Manner
 from anvil_dr.cli.parser import Parser, add_common_options, seconds
 from anvil_dr.config import Config
-from anvil_dr.errors import HypervisorError, StateError, UsageError
+from anvil_dr.errors import AnvilDrError, HypervisorError, StateError, UsageError
 from anvil_dr.receiving.target import utc_now
 from anvil_dr.records.database import FILE_NAME as STATE_FILE
 from anvil_dr.records.state import State
@@ -201,9 +201,9 @@ def _spare_state(config: Config, error: StateError) -> Tuple[Optional[State], Li
 
 
 def _list(box: Box, options: argparse.Namespace) -> int:
-    seen = box.survey()
+    seen = box.survey(without_store=True)
     chosen = activate.selected(seen, tuple(options.server))
-    for text in box.warnings:
+    for text in (*box.warnings, *activate_boot.no_images(box, seen)):
         complain(f"{PROGRAM}: {words.printable(text)}")
     if box.warnings and os.geteuid() != 0:
         complain(f"{PROGRAM}: some of it only root can read")
@@ -214,7 +214,7 @@ def _list(box: Box, options: argparse.Namespace) -> int:
         activate_view.show_table(activation_text.LIST_HEADINGS, ((row, "plain") for row in rows))
     else:
         print(activate_box.nothing_here(box.config))
-    return 0
+    return 0 if seen.store_problem is None else 1
 
 
 def _release(config: Config, options: argparse.Namespace) -> int:
@@ -222,10 +222,19 @@ def _release(config: Config, options: argparse.Namespace) -> int:
     with wiring.open_state(config) as state:
         store = wiring.open_cached(config, state, wiring.open_store(config, state)).store
         box = Box(config, store, state, Overlays(config.overlays, command.run), ())
-        done = {}
+        done: Dict[str, str] = {}
+        servers = tuple(dict.fromkeys([*options.release, *options.servers]))
         with activate_box.alone(config, keeps_rehearsals_off=True):
-            for server in dict.fromkeys([*options.release, *options.servers]):
-                done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
+            release.refuse_others(servers, state, box.overlays)
+            for server in servers:
+                try:
+                    done[server] = release.release(server, wish, store, state, box.overlays, box.places, utc_now())
+                except AnvilDrError as error:
+                    if not (options.json and done):
+                        raise
+                    activate_view.show_json({"released": done, "error": str(error), "code": error.code})
+                    complain(f"{PROGRAM}: {words.printable(str(error))}")
+                    return 1
                 if not options.json:
                     print(f"{words.printable(server)}: {done[server]}")
     if options.json:

@@ -39,8 +39,8 @@ def run(
 
     `again` connects to the hypervisor anew, should libvirt restart meanwhile.
     """
-    seen = box.survey()
-    box = replace(box, warnings=(*box.warnings, *_no_images(box, seen)))
+    seen = box.survey(without_store=True)
+    box = replace(box, warnings=(*box.warnings, *no_images(box, seen)))
     planner = activate_decide.Planner(box, seen, hypervisor, request, manner)
     if not manner.check:
         planner.look_for_life()
@@ -82,7 +82,10 @@ def _is_sound(plan: BootPlan) -> bool:
     return bool(plan.servers) and not any(planned.problems for planned in plan.servers)
 
 
-def _no_images(box: Box, seen: Survey) -> Iterator[str]:
+def no_images(box: Box, seen: Survey) -> Iterator[str]:
+    """What is wrong with a store that has nothing for servers that have definitions."""
+    if seen.store_problem is not None and seen.store_problem not in box.warnings:
+        yield seen.store_problem
     if seen.servers and not seen.images:
         yield f"there is no image at all in {listed(box.config.store.locations)}: is the store mounted?"
 

@@ -52,11 +52,12 @@ class Box:
         """Never those that a server runs on for real."""
         return Overlays(os.path.join(self.config.overlays, "rehearsals"), command.run)
 
-    def survey(self) -> Survey:
+    def survey(self, *, without_store: bool = False) -> Survey:
         config = self.config
         return survey.survey(
-            self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state, cached=self.cached
-        )
+            self.store, self.state, config.definitions, overlays=self.overlays, kept=config.state, cached=self.cached,
+            without_store=without_store,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

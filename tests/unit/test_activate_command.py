@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -16,8 +17,9 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import libvirt
 import pytest
 
+from anvil_dr import cli
 from anvil_dr import config as configuration
-from anvil_dr.activation import boot, nodes
+from anvil_dr.activation import activation_text, boot, nodes
 from anvil_dr.activation.life_signs import Node
 from anvil_dr.activation.overlays import Overlays
 from anvil_dr.cli import activate, activate_decide, activate_view
@@ -659,6 +661,80 @@ def test_a_store_that_is_not_mounted_is_the_first_thing_said(box: FilledBox, com
     for image in box.images.iterdir():
         image.unlink()
     assert f"no image at all in {box.images}: is the store mounted?" in command("--check")[1]
+
+
+@pytest.mark.parametrize("how", ["--check", "--list", "--yes"])
+def test_a_store_whose_folder_is_gone_is_said_beside_the_servers(how: str, box: FilledBox, command: Command) -> None:
+    keep(box, "Web01")
+    shutil.rmtree(box.images)
+    code, out, err = command(how)
+    assert (code, "Web01" in out) == (1, True)
+    assert "is the store mounted?" in out + err
+
+
+def test_servers_are_booted_although_nothing_can_be_said(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(box, "Web01")
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        monkeypatch.setattr(cli, "_forget_output", lambda: None)
+        code = command("--yes")[0]
+        monkeypatch.undo()
+        assert (code, running(hypervisor)) == (1, ["Web01"])
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), full.fileno())  # it is flushed once more when it is closed
+
+
+def test_a_closed_output_is_no_reason_to_fail(
+    box: FilledBox, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(box, "Web01")
+    monkeypatch.setattr("sys.stdout", None)
+    assert command("--check")[0] == 0
+
+
+def test_servers_whose_names_begin_alike_are_told_apart_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stdout", shown)
+    monkeypatch.setattr(activate_view, "_UNFOLDED", 40)
+    servers = ("Fileserver-Amsterdam", "Fileserver-Antwerp")
+    rest = ("1", "2 days", "4.0 GiB", "2", "1", "lan, dmz, storage", "at once")
+    activate_view.show_table(activation_text.PLAN_HEADINGS, [(("1", one, *rest), "plain") for one in servers])
+    assert all(one in shown.getvalue() for one in servers)
+
+
+def test_a_name_that_is_not_activated_keeps_all_from_being_released(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01")
+    command("--yes")
+    hypervisor.destroy("Web01")
+    code, out, _ = command("--release", "Web01", "--release", "Nope", "--json")
+    assert (code, "Nope is not activated" in json.loads(out)["error"]) == (2, True)
+    assert command("--release", "Web01")[0] == 0
+
+
+def test_what_was_released_before_an_error_is_in_json_too(
+    box: FilledBox, command: Command, hypervisor: LibvirtHypervisor
+) -> None:
+    keep(box, "Web01"), keep(box, "Db01")
+    command("--yes")
+    for server in ("Web01", "Db01"):
+        hypervisor.destroy(server)
+    with held_open(box.images / "Db01_Db01_0_1.raw"):
+        code, out, _ = command("--release", "Web01", "--release", "Db01", "--json")
+    told = json.loads(out)
+    assert (code, list(told["released"]), "Db01" in told["error"]) == (1, ["Web01"], True)
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_rehearsed(
+    box: FilledBox, command: Command, tmp_path: Path
+) -> None:
+    keep(box, "Web01")
+    code, out, err = command("--rehearse", "--report", str(tmp_path / "none" / "x.html"))
+    assert (code, out) == (2, "")
+    assert f"there is no folder {tmp_path / 'none'}" in err
 
 
 def test_ctrl_c_at_the_question_boots_nothing_and_says_so(
