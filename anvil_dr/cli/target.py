@@ -1,6 +1,6 @@
 """`anvil-dr-target`: the service of the DR box. Builds its adapters, finishes what was begun, and serves.
 
-Touches what wiring.py opens, signals, and systemd's notifications and socket. Without systemd it needs nothing of it.
+Touches what wiring.py opens, signals, and systemd's notifications. Without systemd it needs nothing of it.
 """
 
 from __future__ import annotations
@@ -8,17 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Sequence
+from typing import Iterator, Optional, Sequence
 
-from anvil_dr import config, definition_files, service, words
-from anvil_dr.cli import run_command, target_aftercare, wiring
+from anvil_dr import command, config, definition_files, service, words
+from anvil_dr.cli import run_command, target_aftercare, target_socket, wiring
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.config import Config
 from anvil_dr.cycling import lost_sets
-from anvil_dr.errors import HypervisorError, ServiceError, UsageError
+from anvil_dr.errors import HypervisorError, UsageError
 from anvil_dr.receiving import recover
 from anvil_dr.receiving.target import Target
 
@@ -105,6 +104,9 @@ def _check(path: str) -> int:
         print(f"  copies       {settings.copies}")
         _check_cache(settings)
         print(f"  socket       {settings.socket}")
+        elsewhere = target_socket.warning(settings.socket, command.run)
+        if elsewhere:
+            print(f"    careful: {elsewhere}")
         _check_hypervisor(settings)
     return 0
 
@@ -194,7 +196,7 @@ def _serve(path: str) -> int:
     with _alone(settings) as target:
         notify("STATUS=Finishing what was begun")
         recover.recover(target)
-        with _listener(settings) as listener:
+        with target_socket.listener(settings) as listener:
             running = service.Service(target, listener, notify)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *unused: running.stop())
@@ -206,18 +208,3 @@ def _serve(path: str) -> int:
                 running.run()
     log.info("stopped name=%s", settings.name)
     return 0
-
-
-def _listener(settings: Config) -> socket.socket:
-    """The socket that systemd hands over (sd_listen_fds(3)), or else one of our own. Raise ServiceError."""
-    if "LISTEN_FDS" not in os.environ:
-        return service.listen(settings.socket)
-    import systemd.daemon as daemon
-
-    handed: List[int] = daemon.listen_fds()
-    if not handed:  # they were meant for another process
-        return service.listen(settings.socket)
-    if len(handed) > 1:
-        raise ServiceError(f"systemd handed over {len(handed)} sockets; one was expected")
-    return socket.socket(fileno=handed[0])
-

@@ -208,6 +208,32 @@ def test_a_second_service_on_the_same_state_refuses_and_names_the_first(installe
     assert f"another anvil-dr-target is at work on /var/lib/anvil-dr: pid {shown('MainPID')}" in done.stderr
 
 
+def test_a_runtime_where_systemd_does_not_listen_is_refused_until_it_does(installed: Path, tmp_path: Path) -> None:
+    file, drop_in = Path("/etc/anvil-dr/target.yaml"), Path("/etc/systemd/system/anvil-dr-target.socket.d/place.conf")
+    before = file.read_text()
+    file.write_text(f"{before}runtime: /run/elsewhere\n")
+    systemctl("stop", SERVICE)
+    try:
+        checked = subprocess.run(
+            ["/usr/local/sbin/anvil-dr-target", "--check-config"], check=True, capture_output=True, text=True
+        ).stdout
+        assert f"careful: systemd listens on {SOCKET}, and nodes are led to /run/elsewhere/target.sock" in checked
+        assert subprocess.run(["systemctl", "start", SERVICE], capture_output=True).returncode
+        systemctl("stop", SERVICE)
+        drop_in.parent.mkdir()
+        drop_in.write_text("[Socket]\nListenStream=\nListenStream=/run/elsewhere/target.sock\n")
+        systemctl("daemon-reload")
+        systemctl("restart", "anvil-dr-target.socket")
+        web = Node(tmp_path / "node", disks={"Web01_0": random.Random(6).randbytes(1 << 20)})
+        assert Box(installed).send(web.outgoing()).succeeded
+    finally:
+        file.write_text(before)
+        shutil.rmtree(drop_in.parent, ignore_errors=True)
+        systemctl("stop", SERVICE)
+        systemctl("daemon-reload")
+        systemctl("restart", "anvil-dr-target.socket")
+
+
 def test_the_timer_s_verification_names_a_rotten_image_and_the_next_job_heals_it(
     installed: Path, tmp_path: Path
 ) -> None:
