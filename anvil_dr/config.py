@@ -21,6 +21,7 @@ DEFAULT_PATH: Final = "/etc/anvil-dr/target.yaml"
 _RATE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))?\s?([KMGT]?)", re.IGNORECASE)
 _FACTORS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _LEAST_RATE: Final = 1024
+_MOST_RATE: Final = 1024**5
 _DURATION = re.compile(r"([0-9]{1,9})\s?([smhd]?)", re.IGNORECASE)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # lvm(8), VALID NAMES; a name is at most 127 characters.
@@ -149,10 +150,7 @@ def parse(text: str, path: str) -> Config:
         bandwidth_limit=_rate(top, "bandwidth_limit", Config.bandwidth_limit),
         activation=_activation(top.section("activation")),
     )
-    if config.auto_import and not config.use_cache:
-        raise top.error("auto_import", "cannot be true while use_cache is false")
-    if config.require_cache and not config.use_cache:
-        raise top.error("require_cache", "cannot be true while use_cache is false")
+    _fit_together(top, config)
     if len(os.fsencode(config.socket)) > _SOCKET_PATH_BYTES:
         raise top.error("runtime", f"is too long: {config.socket} must fit in {_SOCKET_PATH_BYTES} bytes (unix(7))")
     return config
@@ -169,6 +167,8 @@ def parse_rate(text: str) -> int:
     if rate < _LEAST_RATE and (int(whole) or int(fraction or 0)):
         # A unit was forgotten, most likely. A server is off for as long as its image takes.
         raise UsageError(f"not a rate: {text!r} is less than 1K a second; is M missing after it, as in 10M?")
+    if rate > _MOST_RATE:
+        raise UsageError(f"not a rate: {text!r} is more than 1024T a second; 0 means that there is no limit")
     return rate
 
 
@@ -196,6 +196,29 @@ def _store(top: settings.Section) -> StoreConfig:
         if group in groups[:position]:
             raise top.error("store", f"volume group {group} is there twice")
     return StoreConfig("lvm", groups)
+
+
+def _fit_together(top: settings.Section, config: Config) -> None:
+    """What would be taken, and do something else than it says."""
+    if config.auto_import and not config.use_cache:
+        raise top.error("auto_import", "cannot be true while use_cache is false")
+    if config.require_cache and not config.use_cache:
+        raise top.error("require_cache", "cannot be true while use_cache is false")
+    if config.require_cache and config.copies > 1:
+        raise top.error("require_cache", f"does nothing with copies: {config.copies}, only with 1; leave it out")
+    if config.min_set_age and config.copies == 1:
+        raise top.error("min_set_age", "does nothing with copies: 1; keep 2 copies or more, or leave it out")
+    if config.store.kind != "fs":
+        return
+    store = config.store.locations[0]
+    # When the store's file system is not mounted, they would be begun anew below it.
+    for key, folder in (("state", config.state), ("runtime", config.runtime)):
+        if os.path.commonpath((store, folder)) == store:
+            message = f"{key} ({folder}) must not lie in the store's directory ({store}): choose another folder"
+            raise top.error(key if key in top else "store", message)
+    if config.overlays == store:
+        message = f"must not be the store's own directory ({store}); a folder of their own in it will do"
+        raise top.section("activation").error("overlays", message)
 
 
 def _directory(section: settings.Section, key: str, default: str) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from anvil_dr import config
 from anvil_dr.config import ActivationConfig, ServerActivation, StoreConfig
 from anvil_dr.errors import ConfigError, UsageError
+from anvil_dr.wire.protocol import Welcome, decode
 
 FULL = """\
 name: dr01
@@ -139,6 +140,14 @@ def test_an_impossible_store_is_refused(text: str) -> None:
         ("store: fs:/x\nstate: /var/../etc", "state", 2, "'..'"),
         ("store: fs:/x\nruntime: /", "runtime", 2, "root directory"),
         ("store: fs:/x\nruntime: /run/" + "x" * 100, "runtime", 2, "too long"),
+        ("store: fs:/x\nrequire_cache: true\ncopies: 2", "require_cache", 2, "does nothing with copies: 2"),
+        ("store: fs:/x\nrequire_cache: true", "require_cache", 2, "does nothing with copies: 2"),
+        ("store: fs:/x\ncopies: 1\nmin_set_age: 12h", "min_set_age", 3, "does nothing with copies: 1"),
+        ("store: fs:/x\nstate: /x", "state", 2, "must not lie in the store's directory (/x)"),
+        ("store: fs:/x\nstate: /x/state", "state", 2, "must not lie in the store's directory (/x)"),
+        ("store: fs:/x\nruntime: /x/run", "runtime", 2, "must not lie in the store's directory (/x)"),
+        ("store: fs:/var/lib", "store", 1, "state (/var/lib/anvil-dr) must not lie in the store's directory"),
+        ("store: fs:/x\nactivation:\n  overlays: /x", "activation.overlays", 3, "not be the store's own directory"),
         ("store: fs:/x\nmin_set_age: -1", "min_set_age", 2, "not a time"),
         ("store: fs:/x\nmin_set_age: 2w", "min_set_age", 2, "such as 12h"),
         ("store: fs:/x\nmin_set_age: soon", "min_set_age", 2, "not a time"),
@@ -270,6 +279,14 @@ def test_a_rate_whose_unit_was_forgotten_is_refused(text: str) -> None:
         config.parse_rate(text)
 
 
+def test_the_highest_rate_fits_into_what_a_node_is_told() -> None:
+    highest = config.parse_rate("1024T")
+    told = Welcome(1, "sha256", (), "dr01", 16, highest)
+    assert decode(Welcome, memoryview(told.encode())) == told
+    with pytest.raises(UsageError, match="more than 1024T a second"):
+        config.parse_rate("1025T")
+
+
 @given(st.text(max_size=200))
 def test_any_text_is_either_a_configuration_or_a_config_error(text: str) -> None:
     try:
@@ -318,6 +335,11 @@ def test_any_other_sign_of_life_is_refused(said: str) -> None:
     text = f"store: fs:/x\nactivation:\n  servers:\n    Web01:\n      sign_of_life: {said}"
     with pytest.raises(ConfigError, match="t.yaml:5: .*sign_of_life"):
         config.parse(text, "t.yaml")
+
+
+def test_folders_beside_the_store_and_overlays_within_it_are_taken() -> None:
+    found = config.parse("store: fs:/x\nstate: /x-state\nactivation: {overlays: /x/overlays}", "t.yaml")
+    assert (found.state, found.overlays) == ("/x-state", "/x/overlays")
 
 
 def test_overlays_lie_beside_the_state_unless_somebody_says_where() -> None:
