@@ -103,13 +103,18 @@ def refusal(device: BlockDevice, store: StorePlaces) -> Optional[str]:
     if device.mounts:
         return None
     # Nobody can tell from here whether the content of a volume, or of a network disk, is a guest's.
-    if device.mapping.startswith("LVM-") or "-LVM-" in device.mapping or device.groups:
+    if is_volume(device.mapping) or device.groups:
         return "a logical volume is used only where it is mounted"
     if device.files or device.device.startswith("/dev/nbd"):
         return "an image is used only where it is mounted"
     if device.filesystem not in PROBE_OPTIONS:
         return f"a {device.filesystem or 'nameless'} file system cannot be looked at without changing it"
     return None
+
+
+def is_volume(mapping: str) -> bool:
+    """Whether a DM_UUID is that of a logical volume, of a part of one, or of something that lies on one."""
+    return mapping.startswith("LVM-") or "-LVM-" in mapping
 
 
 def usable_mount(mounts: Iterable[Mount]) -> Tuple[Optional[str], str]:

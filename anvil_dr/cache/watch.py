@@ -13,12 +13,13 @@ from typing import Callable, Dict, Optional, Protocol
 import pyudev
 
 from anvil_dr.cache import discovery
+from anvil_dr.cache.cache_rules import is_volume
 from anvil_dr.errors import CacheDriveError
 
 log = logging.getLogger(__name__)
 
-# Made by this machine itself, and each of our own volumes makes events.
-_OURS = re.compile(r"(dm-|loop|ram|zram|md|nbd)[0-9]")
+# Made by this machine itself, and used only where they are mounted. A RAID is a drive like others.
+_OURS = re.compile(r"(loop|ram|zram|nbd)[0-9]")
 
 Listener = Callable[[str], None]
 """Told the device path of each drive or partition with a file system that came."""
@@ -42,7 +43,8 @@ class DriveWatch:
             context = pyudev.Context()
             self._monitor = monitor or _of_udev(context)
             for device in context.list_devices(subsystem="block"):
-                self._known[device.sys_name] = discovery.describe(device)
+                if not _is_ours(device):
+                    self._known[device.sys_name] = discovery.describe(device)
         except OSError as error:
             raise CacheDriveError("of any kind", f"udev's events cannot be followed: {error.strerror}") from error
         self._stop = threading.Event()
@@ -63,10 +65,12 @@ class DriveWatch:
             except OSError as error:  # ENOBUFS: more events than could be kept; the next survey sees what is there
                 log.warning("events of drives were lost error=%s", error.strerror)
                 continue
-            if device is None or _OURS.match(device.sys_name):
+            if device is None:
                 continue
             try:
-                self._event(device)
+                # One that goes may not say any more whose it was; one that was ours is not known.
+                if device.action == "remove" or not _is_ours(device):
+                    self._event(device)
             except Exception:
                 # A drive can go at any point of this. Were the thread to end, no drive would be noticed any more, and
                 # nobody would see that: one event's defect must not end it.
@@ -90,6 +94,14 @@ class DriveWatch:
                      _words(facts))  # fmt: skip
         if facts["filesystem"] and (is_new or changed):
             self._came(node)
+
+
+def _is_ours(device: pyudev.Device) -> bool:
+    """Each of our own volumes makes events. A LUKS drive that was opened is one that came."""
+    if not device.sys_name.startswith("dm-"):
+        return _OURS.match(device.sys_name) is not None
+    # One without a name is only being made: the event for which it has one follows.
+    return "DM_NAME" not in device.properties or is_volume(device.properties.get("DM_UUID", ""))
 
 
 def _of_udev(context: pyudev.Context) -> Monitor:

@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Queue
 from typing import Dict, Iterator
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from anvil_dr import command
 from anvil_dr.cache.cache_rules import usable
 from anvil_dr.cache.drives import RealCacheDrives, store_places
+from anvil_dr.cache.watch import DriveWatch
 from anvil_dr.errors import CacheDriveError, StoreError
 from anvil_dr.model import CacheDrive, Owner
 from anvil_dr.stores.directory import DirectoryStore
@@ -320,6 +322,30 @@ def test_a_drive_that_another_program_probes_is_judged_when_that_is_over(
 def _use(cache: RealCacheDrives, drive: CacheDrive) -> None:
     with cache.use(drive):
         pass
+
+
+def test_an_opened_luks_drive_is_noticed_and_used_and_a_new_volume_is_not_noticed(cache: RealCacheDrives) -> None:
+    came: Queue[str] = Queue()
+    watch = DriveWatch(came.put)
+    watch.start()
+    try:
+        run("lvcreate", "-q", "-y", "-L", "8m", "-n", "Db01_Db01_0_1", "other_vg")
+        run("mkfs.ext4", "-q", "/dev/other_vg/Db01_Db01_0_1")
+        run("udevadm", "settle")
+        run("lvremove", "-q", "-y", "other_vg/Db01_Db01_0_1")
+        sectors = run("blockdev", "--getsz", EXT4).strip()
+        for _ in range(2):
+            # As cryptsetup names it; what is beneath makes no difference to udev.
+            table = f"0 {sectors} linear {EXT4} 0"
+            run("dmsetup", "create", "usb", "--uuid", "CRYPT-LUKS2-5c3b1f0a-usb", "--table", table)
+            device = came.get(timeout=60)
+            assert device == os.path.realpath("/dev/mapper/usb")
+            assert found(cache)[device].problem is None
+            run("dmsetup", "remove", "--retry", "usb")
+            run("udevadm", "settle")
+    finally:
+        watch.stop()
+    assert came.empty()
 
 
 def test_a_drive_that_was_exchanged_for_another_is_not_used(cache: RealCacheDrives) -> None:

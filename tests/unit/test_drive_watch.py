@@ -80,3 +80,24 @@ def test_the_next_drive_is_noticed_after_one_that_could_not_be_looked_at(caplog:
         pass
     assert came == ["/dev/anv1", "/dev/anv2"]
     assert "event of a drive failed device=anv1 action=add" in caplog.text
+
+
+def test_a_drive_that_is_opened_with_its_passphrase_is_noticed_and_the_store_s_volumes_are_not() -> None:
+    def mapped(sys_name: str, uuid: str) -> Event:
+        return Event(sys_name, {"ID_FS_TYPE": "ext4", "DM_NAME": "some-name", "DM_UUID": uuid}, action="change")
+
+    came: List[str] = []
+    with watched(
+        came.append,
+        mapped("dm-91", "LVM-pYbGLD"),
+        mapped("dm-92", "part1-LVM-pYbGLD"),
+        Event("dm-93"),
+        mapped("dm-93", "CRYPT-LUKS2-5c3b1f0a-usb"),
+        Event("dm-93", {}, action="remove"),
+        mapped("dm-93", "CRYPT-LUKS2-5c3b1f0a-usb"),
+        Event("md127"),
+        Event("nbd7"),
+        Event("loop97"),
+    ):
+        pass
+    assert came == ["/dev/dm-93", "/dev/dm-93", "/dev/md127"]
