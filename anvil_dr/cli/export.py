@@ -14,19 +14,22 @@ import signal
 import sys
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Any, Dict, Final, Optional, Sequence
 
 from anvil_dr import command, words
 from anvil_dr import config as configuration
 from anvil_dr.activation.boot_firmware import FirmwarePlaces
 from anvil_dr.activation.overlays import Overlays
-from anvil_dr.cli import activate_box, run_command, wiring
+from anvil_dr.cli import activate_box, complain, run_command, wiring
 from anvil_dr.cli.interruption import Interruption
 from anvil_dr.cli.parser import Parser, add_common_options
 from anvil_dr.cli.progress import watcher
 from anvil_dr.cli.send_report import Recorder
 from anvil_dr.errors import AnvilDrError, JobInterruptedError, UsageError
-from anvil_dr.failback import give_back
+from anvil_dr.failback import give_back, sent_home
+from anvil_dr.model import Activation
+from anvil_dr.receiving.target import utc_now
 from anvil_dr.sending import connect
 from anvil_dr.sending.job import OutgoingServer, ServerOutcome
 from anvil_dr.sending.send import JobSender
@@ -49,6 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--identity", metavar="FILE", help="the private key that ssh is to use, and no other")
     parser.add_argument("--node-command", metavar="COMMAND", help=f"what ssh runs there (default: {_REMOTE} SERVER)")
     parser.add_argument("--bandwidth-limit", default="0", metavar="RATE", help="bytes a second, such as 10M")
+    parser.add_argument("--again", action="store_true", help="although it went home before and is whole there")
     parser.add_argument("--no-progress", action="store_true", help="say nothing before the end")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of words")
     options = parser.parse_args(argv)
@@ -66,11 +70,27 @@ def _export(options: argparse.Namespace) -> int:
         overlays = Overlays(config.overlays, command.run)
         places = FirmwarePlaces(config.state, config.definitions)
         server = give_back.outgoing(options.server, store, state, overlays, places)
+        activation = state.activations()[options.server]
+        _refuse_twice(config.state, activation, again=options.again)
         trip = _send(options, destination, server, limit_bytes)
+        if trip.outcome.error is None:
+            problem = sent_home.note(config.state, activation, utc_now())
+            if problem:
+                complain(f"{PROGRAM}: it is not remembered that it went home: {words.printable(problem)}")
     _report(trip, as_json=options.json)
     if trip.interrupted_by is not None:
         return 128 + trip.interrupted_by
     return 0 if trip.outcome.error is None else 1
+
+
+def _refuse_twice(state_directory: str, activation: Activation, *, again: bool) -> None:
+    at = sent_home.when(state_directory, activation)
+    if at is not None and not again:
+        raise UsageError(
+            f"{activation.server} went home {words.age(at, datetime.now(timezone.utc))} and is whole there; once more "
+            f"would be written over what it has done there since. If it runs well there: anvil-activate-dr --release "
+            f"{activation.server}. If it is to go once more all the same, or ran here since: the same with --again"
+        )
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,10 @@ def allow_import(box: SshBox, job: Path) -> None:
     (box.folder / "authorized_keys").write_text("\n".join([*kept, line]) + "\n")
 
 
-def export(box: SshBox, server: str) -> subprocess.CompletedProcess[str]:
+def export(box: SshBox, server: str, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", _EXPORT, box.folder / "ssh_back", "--config", box.config, server,
-         "--to", box.destination, "--no-progress", "--json"],
+         "--to", box.destination, "--no-progress", "--json", *more],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
 
@@ -74,7 +74,20 @@ def test_a_server_goes_to_the_dr_box_runs_there_and_comes_back_with_what_it_wrot
     assert told["state"] == "succeeded"
     assert told["wire_bytes"] < 64 << 10
     expected = before[:1_000_000] + b"on the DR box" + before[1_000_013:]
-    assert (tmp_path / "node" / "Web01_0.img").read_bytes() == expected
+    home = tmp_path / "node" / "Web01_0.img"
+    assert home.read_bytes() == expected
+
+    since = b"what it does at home" + expected[20:]
+    home.write_bytes(since)
+    refused = export(standing, "Web01")
+    assert (refused.returncode, home.read_bytes()) == (2, since)
+    assert "went home" in refused.stderr and "--again" in refused.stderr
+    assert export(standing, "Web01", "--again").returncode == 0
+    assert home.read_bytes() == expected
+    with State.open(str(standing.folder / "state")) as state:
+        state.release("Web01")
+        state.activate("Web01", 1, "alice")
+    assert export(standing, "Web01").returncode == 0, "it may have run here since"
 
 
 def test_a_key_for_one_server_brings_back_no_other(standing: SshBox, tmp_path: Path) -> None:
