@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Callable, Dict, Final, Iterator, Optional, Tuple, Type
+from typing import Any, Callable, Dict, Final, FrozenSet, Iterator, Optional, Tuple, Type
 
 import libvirt  # type: ignore[import-untyped, unused-ignore]
 import libvirt_qemu  # type: ignore[import-untyped, unused-ignore]
@@ -179,6 +179,10 @@ class LibvirtHypervisor:
             # A libvirt without its network driver has no networks.
             networks = _unless_unsupported(self._connection.listAllNetworks) or ()
             return tuple(sorted((Network(n.name(), bool(n.isActive())) for n in networks), key=lambda n: n.name))
+
+    def network_filters(self) -> FrozenSet[str]:
+        with _asking("cannot list libvirt's network filters"):
+            return frozenset(_unless_unsupported(self._connection.listNWFilters) or ())
 
     def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
         with _asking("cannot ask what this host can run"):

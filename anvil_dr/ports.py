@@ -6,7 +6,7 @@ Imports only model. Every method may raise the errors it names; no method return
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, ContextManager, Dict, Iterable, Iterator, Literal, Optional, Protocol, Tuple
+from typing import Callable, ContextManager, Dict, FrozenSet, Iterable, Iterator, Literal, Optional, Protocol, Tuple
 
 from anvil_dr.model import CacheDrive, Location, Owner, Sequence, StoredImage
 
@@ -292,6 +292,10 @@ class Hypervisor(Protocol):
     def host(self) -> HostFacts: ...
 
     def networks(self) -> Tuple[Network, ...]: ...
+
+    def network_filters(self) -> FrozenSet[str]:
+        """The names of its network filters."""
+        ...
 
     def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
         """The machine types that it has for this architecture, or the host's own; empty if it cannot say."""

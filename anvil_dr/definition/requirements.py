@@ -49,6 +49,8 @@ class NetworkRequirement:
     kind: str
     name: str
     mac: Optional[str]
+    filter: Optional[str]
+    """The network filter that libvirt must have to start it."""
     line: int
 
 
@@ -215,7 +217,8 @@ def _disk(element: etree._Element) -> DiskRequirement:
 def _interface(element: etree._Element) -> NetworkRequirement:
     kind = element.get("type", "")
     name = attribute_of(element, "source", "dev" if kind == "direct" else kind)
-    return NetworkRequirement(kind, name or "", attribute_of(element, "mac", "address"), line_of(element))
+    mac, filter_name = attribute_of(element, "mac", "address"), attribute_of(element, "filterref", "filter")
+    return NetworkRequirement(kind, name or "", mac, filter_name, line_of(element))
 
 
 def _hostdev(element: etree._Element) -> HostdevRequirement:

@@ -19,6 +19,8 @@ class HostView:
     domains: Tuple[Domain, ...] = ()
     networks: Mapping[str, bool] = field(default_factory=dict)
     """libvirt's networks, and whether each is started."""
+    filters: FrozenSet[str] = frozenset()
+    """libvirt's network filters; empty if it cannot say, since it starts nothing with one then either."""
     paths: Mapping[str, PathFacts] = field(default_factory=dict)
     interfaces: FrozenSet[str] = frozenset()
     devices: FrozenSet[str] = frozenset()

@@ -31,6 +31,7 @@ class Inspector:
             facts=facts,
             domains=domains,
             networks={network.name: network.active for network in self._hypervisor.networks()},
+            filters=self._filters(subject.needs for subject in subjects),
             paths=self._paths(subjects, images, domains),
             interfaces=frozenset(
                 interface.name
@@ -115,6 +116,12 @@ class Inspector:
         wanted.update(subject.needs.nvram for subject in subjects)
         found = {path: self._host.closed_folder(path, *facts.qemu_user) for path in wanted if path is not None}
         return {path: folder for path, folder in found.items() if folder}
+
+    def _filters(self, needs: Iterable[Requirements]) -> FrozenSet[str]:
+        """Asked only for a server that needs one: libvirt's driver for them is often not installed."""
+        if not any(interface.filter for one in needs for interface in one.interfaces):
+            return frozenset()
+        return _ask(self._hypervisor.network_filters)[0] or frozenset()
 
     def _devices(self, needs: Iterator[Requirements]) -> FrozenSet[str]:
         descriptions = {device.description for one in needs for device in one.hostdevs}

@@ -71,6 +71,9 @@ def networks(subject: Subject, view: HostView) -> Iterator[Finding]:
             yield problem(f"there is no libvirt network {name} here", f"make it, or name one that is: {where}")
         elif interface.kind == "network" and not view.networks[name]:
             yield problem(f"libvirt's network {name} is not started", f"start it: virsh net-start {name}")
+        if interface.filter is not None and interface.filter not in view.filters:
+            text = f"there is no network filter {interface.filter} here"
+            yield problem(text, f"copy it from the node (virsh nwfilter-define), or remove <filterref>: {where}")
 
 
 def devices(subject: Subject, view: HostView) -> Iterator[Finding]:

@@ -110,6 +110,9 @@ class FakeHypervisor:
     def networks(self) -> Tuple[Network, ...]:
         return self.known_networks
 
+    def network_filters(self) -> FrozenSet[str]:
+        return frozenset({"clean-traffic"})
+
     def machines(self, arch: Optional[str]) -> Tuple[str, ...]:
         return ("pc-i440fx-7.2", "pc-q35-5.2", "pc-q35-7.2", "q35") if self.capable is not None else ()
 

@@ -38,6 +38,7 @@ ROWS: Dict[str, Tuple[str, str, str, str]] = {
     "Block": (SOURCE, "type='block' SOURCE dev=", "disk vda is of type block, and .* is a file", "Web.xml line"),
     "Bridge": (SERIAL, "<interface type='bridge'><source bridge='ifn1'/></interface>", "no bridge ifn1", "ip link add"),
     "Card": (SERIAL, "<interface type='direct'><source dev='eno9'/></interface>", "no network card eno9", "line"),
+    "Filter": (SERIAL, "<interface type='user'><filterref filter='ours'/></interface>", "filter ours", "copy it"),
     "Network": (SERIAL, "<interface type='network'><source network='lan'/></interface>", "network lan", "make it"),
     "Machine": ("'q35'", "'pc-q35-rhel9.4.0'", "wants machine type pc-q35-rhel9.4.0", "Web.xml line"),
     "Emulator": ("<devices>", "<devices><emulator>/none/kvm</emulator>", "no emulator /none/kvm", "remove it"),
@@ -114,6 +115,18 @@ def check(
 def test_a_server_that_fits_has_no_problem(
     text: str, box: FilledBox, libvirt: PrivateLibvirt, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    code, server = check(box, libvirt, capsys)
+    assert (code, server["state"], server["problems"]) == (0, "ready", [])
+
+
+def test_a_network_filter_that_is_here_is_no_problem(
+    text: str, box: FilledBox, libvirt: PrivateLibvirt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "here.xml"
+    rules.write_text("<filter name='here'><rule action='accept' direction='inout'><all/></rule></filter>")
+    libvirt.run("virsh", "--connect", libvirt.uri, "nwfilter-define", str(rules))
+    card = SERIAL.replace("<serial", "<interface type='user'><filterref filter='here'/></interface><serial", 1)
+    (box.definitions / "Web.xml").write_text(text.replace(SERIAL, card, 1))
     code, server = check(box, libvirt, capsys)
     assert (code, server["state"], server["problems"]) == (0, "ready", [])
 

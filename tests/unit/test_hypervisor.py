@@ -8,6 +8,11 @@ from anvil_dr.errors import ShutdownRefusedError
 from anvil_dr.hypervisor import connect
 
 
+def test_a_libvirt_without_its_driver_for_network_filters_has_none() -> None:
+    with connect("test:///default") as hypervisor:
+        assert hypervisor.network_filters() == frozenset()
+
+
 def test_an_order_to_shut_down_that_libvirt_does_not_take_is_told_from_a_guest_that_is_slow() -> None:
     """That driver knows neither an agent nor ACPI."""
     with connect("test:///default") as hypervisor:

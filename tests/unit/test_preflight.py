@@ -99,6 +99,10 @@ def test_every_problem_says_what_to_do_and_where() -> None:
             "there is no network card eno9 here",
         ),
         (
+            with_device("<interface type='user'><filterref filter='our-rules'/></interface>"),
+            "there is no network filter our-rules here",
+        ),
+        (
             with_device(
                 "<hostdev mode='subsystem' type='pci'><source>"
                 "<address domain='0x0000' bus='0x3b' slot='0x00' function='0x0'/></source></hostdev>"
@@ -124,6 +128,10 @@ def test_what_this_host_does_not_have_is_a_problem(text: str, said: str) -> None
         (
             with_device("<interface type='network'><source network='lan'/></interface>"),
             replace(VIEW, networks={"lan": True}),
+        ),
+        (
+            with_device("<interface type='user'><filterref filter='our-rules'/></interface>"),
+            replace(VIEW, filters=frozenset({"our-rules"})),
         ),
         (
             with_device("<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sdb'/></disk>"),
