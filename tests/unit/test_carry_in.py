@@ -27,7 +27,7 @@ from anvil_dr.records import carried_job
 from anvil_dr.sending.to_drive import DriveSender
 from anvil_dr.stores.directory import DirectoryStore
 from tests.doubles.cache_drives import FolderDrives
-from tests.doubles.caching_box import noise
+from tests.doubles.caching_box import noise, wait
 from tests.doubles.dr_box import DrBox, Node, Quiet
 
 pytestmark = pytest.mark.slow
@@ -314,6 +314,7 @@ def newer_waits(tmp_path: Path) -> Trip:
 
 
 def come_back(trip: Trip, target: Target) -> None:
+    wait(target)  # the end of a job may still be at work, and what is busy is not copied
     trip.drives.pulled.clear()
     for thread in cached_copy.resume(target):
         thread.join()
