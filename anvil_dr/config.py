@@ -214,7 +214,7 @@ def _fit_together(top: settings.Section, config: Config) -> None:
     # When the store's file system is not mounted, they would be begun anew below it.
     for key, folder in (("state", config.state), ("runtime", config.runtime)):
         if os.path.commonpath((store, folder)) == store:
-            message = f"{key} ({folder}) must not lie in the store's directory ({store}): choose another folder"
+            message = f"{folder} must not lie in the store's directory ({store}); choose another folder for {key}"
             raise top.error(key if key in top else "store", message)
     if config.overlays == store:
         message = f"must not be the store's own directory ({store}); a folder of their own in it will do"

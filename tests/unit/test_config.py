@@ -146,7 +146,7 @@ def test_an_impossible_store_is_refused(text: str) -> None:
         ("store: fs:/x\nstate: /x", "state", 2, "must not lie in the store's directory (/x)"),
         ("store: fs:/x\nstate: /x/state", "state", 2, "must not lie in the store's directory (/x)"),
         ("store: fs:/x\nruntime: /x/run", "runtime", 2, "must not lie in the store's directory (/x)"),
-        ("store: fs:/var/lib", "store", 1, "state (/var/lib/anvil-dr) must not lie in the store's directory"),
+        ("store: fs:/var/lib", "store", 1, "(/var/lib); choose another folder for state"),
         ("store: fs:/x\nactivation:\n  overlays: /x", "activation.overlays", 3, "not be the store's own directory"),
         ("store: fs:/x\nmin_set_age: -1", "min_set_age", 2, "not a time"),
         ("store: fs:/x\nmin_set_age: 2w", "min_set_age", 2, "such as 12h"),
