@@ -72,7 +72,9 @@ def apply(root: etree._Element, nvram_path: Optional[str], notes: Notes) -> None
 
 def _loader(os: etree._Element, notes: Notes) -> None:
     """Either the host chooses the firmware, or a path does: libvirt 9.0 refuses definitions that do both, which
-    libvirt 9.2 and later write for every guest whose firmware it chose."""
+    libvirt 9.2 and later write for every guest whose firmware it chose. Of those the choice is kept: the path is what
+    it came to on the node, and other distributions have other paths. But not the choice of another format than raw,
+    which the variables have too and libvirt 9.0 doesn't know."""
     loader = _only(os, "loader")
     path = "" if loader is None else (loader.text or "").strip()
     if loader is not None and path and not is_firmware_path(path):
@@ -80,6 +82,9 @@ def _loader(os: etree._Element, notes: Notes) -> None:
         if loader.get("type") == "pflash" and os.get("firmware") is None:
             os.set("firmware", "efi")
         loader.text, path = None, ""
+    if loader is not None and os.get("firmware") == "efi" and loader.get("format", "raw") == "raw":
+        loader.text, path = None, ""
+        scrub.drop_attributes(loader, "format")
     if loader is not None and path:
         scrub.drop_attributes(os, "firmware")
         if loader.get("format") == "raw":

@@ -201,7 +201,7 @@ def test_the_needs_of_a_uefi_server_are_known_before_it_boots() -> None:
     needs = definition.requirements(expected_of("uefi-nvram-tpm"))
     assert (needs.name, needs.virt_type, needs.arch, needs.machine) == ("Win11", "kvm", "x86_64", "pc-q35-rhel9.6.0")
     assert (needs.memory_bytes, needs.vcpus, needs.emulator, needs.hugepages) == (8 << 30, 4, None, False)
-    assert needs.loader == "/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd"
+    assert (needs.firmware, needs.loader) == ("efi", None)
     assert (needs.nvram, needs.nvram_template) == ("/shared/definitions/nvram/Win11.fd", None)
     assert needs.cpu is not None and (needs.cpu.mode, needs.cpu.check) == ("host-passthrough", "none")
     assert needs.tpm is not None and (needs.tpm.backend, needs.tpm.version, needs.tpm.persistent) == (

@@ -253,8 +253,13 @@ def test_firmware_from_anywhere_else_is_replaced_by_the_hosts_own(path: str) -> 
 def test_firmware_is_chosen_by_path_or_by_the_host_but_never_by_both() -> None:
     """libvirt 9.0: "loader attribute 'readonly' cannot be specified when firmware autoselection is enabled"."""
     features = "<firmware><feature enabled='yes' name='secure-boot'/></firmware>"
-    by_path = made(uefi(f"{features}<loader readonly='yes' type='pflash'>{OVMF}</loader>", "", " firmware='efi'"), "os")
+    both = f"{features}<loader readonly='yes' type='pflash'>{OVMF}</loader>"
+    by_path = made(uefi(both.replace(" type", " format='qcow2' type"), "", " firmware='efi'"), "os")
     assert by_path.get("firmware") is None and by_path.find("firmware") is None
+    for written in (both, both.replace(" type", " format='raw' type")):
+        chosen = made(uefi(written, "", " firmware='efi'"), "os")
+        assert (chosen.get("firmware"), chosen.find("loader"), OVMF in make(uefi(written)).xml) == ("efi", None, True)
+        assert chosen.find("firmware/feature") is not None and chosen.findtext("nvram") == NVRAM
     by_host = made(uefi(f"{features}<loader readonly='yes' type='pflash' secure='yes'/>", "", " firmware='efi'"), "os")
     assert dict(by_host.find("loader").attrib) == {"secure": "yes"} and by_host.find("firmware/feature") is not None
 
