@@ -29,8 +29,8 @@ from tests.doubles.dr_box import DrBox, Node, Quiet
 pytestmark = pytest.mark.in_guest(drives=("200M", "128M"), memory="768M")
 
 MIB = 1 << 20
-PULLS, PARTS = 5, 4
-"""In each part, and in how many: twenty in all."""
+PULLS = (2, 6, 6, 6)
+"""In each part, twenty in all. The first is on LVM."""
 SEED = int(os.environ.get("ANVIL_DR_SEED") or random.SystemRandom().randrange(1 << 32))
 RULE = Path(__file__).resolve().parents[2] / "etc" / "62-anvil-dr.rules"
 CORE = Path("/sys/kernel/config/target/core/iblock_0/cache1")
@@ -163,7 +163,7 @@ def pulled_after(delay_seconds: float) -> Iterator[None]:
 # What the store is makes no difference to the drive, and changes of volumes take five times as long.
 @pytest.mark.parametrize(
     ("part", "box"),
-    [pytest.param(part, () if part else GROUPS, id=f"{part}-{'files' if part else 'lvm'}") for part in range(PARTS)],
+    [pytest.param(0, GROUPS, id="0-lvm"), *(pytest.param(part, (), id=f"{part}-files") for part in (1, 2, 3))],
     indirect=["box"],
 )
 def test_a_drive_that_is_pulled_at_twenty_moments_costs_no_set_and_the_next_job_works(
@@ -182,7 +182,7 @@ def test_a_drive_that_is_pulled_at_twenty_moments_costs_no_set_and_the_next_job_
         wait(target)
         whole_seconds, good = time.monotonic() - began, 1
         assert stored(target, 1)
-        for number in range(2, PULLS + 2):
+        for number in range(2, PULLS[part] + 2):
             where = f"pull {number - 1} of ANVIL_DR_SEED={SEED}"
             web.disks = disks(number)
             with pulled_after(moments.uniform(0, whole_seconds)):

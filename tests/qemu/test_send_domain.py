@@ -171,7 +171,7 @@ def test_an_image_of_a_server_that_somebody_started_meanwhile_is_given_up(
     libvirt: PrivateLibvirt, hypervisor: LibvirtHypervisor, web: DemoServer, box: DrBox, tmp_path: Path
 ) -> None:
     with defined(libvirt, web, tmp_path), box.running():
-        process = start_send(libvirt, box, *SLOWLY)
+        process = start_send(libvirt, box, "--bandwidth-limit", "3M")
         wait_until(lambda: receiving(box))
         hypervisor.start("Web01")
         code, server = ended(process)

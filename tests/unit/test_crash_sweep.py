@@ -239,12 +239,6 @@ def world_of(kind: str, folder: Path, places: Tuple[Location, ...]) -> World:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_while_it_cycles_loses_nothing(tmp_path: Path) -> None:
-    (scenario,) = (one for one in SCENARIOS if one.name == "cycling two")
-    sweep(Trial(scenario, tmp_path, MemoryWorld()), ("after",))
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "directory"])
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.name)
 def test_a_process_that_dies_at_any_step_loses_nothing(scenario: Scenario, kind: str, tmp_path: Path) -> None:
