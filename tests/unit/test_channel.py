@@ -134,6 +134,7 @@ def test_a_thread_that_waits_is_woken_when_the_session_is_abandoned() -> None:
     other.close()
 
 
+@pytest.mark.slow
 def test_a_peer_that_dribbles_is_given_up_though_it_is_never_silent(ends: Tuple[Channel, socket.socket]) -> None:
     channel, peer = ends
     done = threading.Event()
@@ -156,6 +157,7 @@ def test_a_peer_that_dribbles_is_given_up_though_it_is_never_silent(ends: Tuple[
         channel.receive(frame_buffer())
 
 
+@pytest.mark.slow
 def test_a_peer_that_only_says_that_it_lives_is_waited_for_as_long_as_something_is_sent_to_it(
     ends: Tuple[Channel, socket.socket],
 ) -> None:
@@ -258,6 +260,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("record_bytes", [100, 4096, 1 << 20])
+@pytest.mark.slow
 def test_a_bandwidth_limit_holds_within_five_percent(record_bytes: int) -> None:
     clock, rate_bytes = Clock(), 10 << 20
     pace = Pace(rate_bytes, clock=clock, sleep=clock.sleep)
@@ -269,6 +272,7 @@ def test_a_bandwidth_limit_holds_within_five_percent(record_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("rate_bytes", [300_000, 2 << 20, 20 << 20])
+@pytest.mark.slow
 def test_a_limit_holds_over_any_few_seconds_however_long_the_frames_are(
     ends: Tuple[Channel, socket.socket], rate_bytes: int
 ) -> None:

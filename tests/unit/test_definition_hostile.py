@@ -461,6 +461,7 @@ DEVICES = st.lists(trees(TAGS, trees(TAGS, LEAVES)), max_size=6)
 
 
 @given(DEVICES, st.lists(trees(TOP, trees(TAGS, LEAVES)), max_size=2, unique_by=lambda tree: tree.tag))
+@pytest.mark.slow
 def test_no_path_of_the_nodes_choosing_reaches_the_definition(
     devices: Collection[etree._Element], others: Collection[etree._Element]
 ) -> None:

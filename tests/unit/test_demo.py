@@ -49,6 +49,7 @@ def signal_ourselves() -> None:
 
 
 @pytest.mark.parametrize("command", ["demo", "receive", "send", "status", "target"])
+@pytest.mark.slow
 def test_what_the_demo_runs_before_the_boot_needs_neither_libvirt_nor_systemd(command: str) -> None:
     script = (
         "import sys; from importlib import import_module; sys.path.insert(0, sys.argv[1]); "

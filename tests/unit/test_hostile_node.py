@@ -475,6 +475,7 @@ def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
         assert node.error() == "a connection did not come to a greeting: timed out"
 
 
+@pytest.mark.slow
 def test_a_greeting_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
     with impatient(tmp_path, greeting_seconds=0.3) as box, Intruder(box) as node:
         heard: List[str] = []
@@ -489,6 +490,7 @@ def test_a_greeting_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) ->
     assert heard == ["HELLO did not come within 0.3 seconds"]
 
 
+@pytest.mark.slow
 def test_keep_alives_are_no_greeting(tmp_path: Path) -> None:
     with impatient(tmp_path, greeting_seconds=0.3) as box, Intruder(box) as node:
         heard: List[str] = []
@@ -516,6 +518,7 @@ def test_a_node_that_falls_silent_in_a_disk_is_given_up_and_its_server_is_free(t
             assert node.refusals() == {}
 
 
+@pytest.mark.slow
 def test_a_node_that_only_says_that_it_lives_does_not_keep_its_server_busy_for_ever(tmp_path: Path) -> None:
     with impatient(tmp_path, standstill_seconds=0.3) as box:
         with Intruder(box) as node, KeepAlive(node.channel, every_seconds=0.01):
@@ -526,6 +529,7 @@ def test_a_node_that_only_says_that_it_lives_does_not_keep_its_server_busy_for_e
             assert node.refusals() == {}
 
 
+@pytest.mark.slow
 def test_a_node_that_announces_and_then_only_says_that_it_lives_holds_no_space_for_ever(tmp_path: Path) -> None:
     with impatient(tmp_path, idle_seconds=0.3) as box:
         with Intruder(box) as node, KeepAlive(node.channel, every_seconds=0.01):
@@ -673,6 +677,7 @@ def play(scene: Scene, order: List[str]) -> None:
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=orders)
+@pytest.mark.slow
 def test_frames_in_any_order_end_their_session_and_nothing_else(scene: Scene, order: List[str]) -> None:
     play(scene, order)
 

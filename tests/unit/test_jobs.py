@@ -188,6 +188,7 @@ def test_an_image_that_is_removed_by_hand_while_it_is_written_fails_its_server_o
         assert error_of(box, *servers) == [None, None]
 
 
+@pytest.mark.slow
 def test_a_source_that_is_written_to_while_it_is_imaged_fails_and_is_named(tmp_path: Path) -> None:
     box, web = DrBox(tmp_path), node(tmp_path, disks={"Web01_0": noise(60 << 20, 1)})
     path = tmp_path / "node-Web01" / "Web01_0.img"

@@ -59,6 +59,7 @@ def test_jobs_that_come_at_their_time_are_kept_as_ever(tmp_path: Path) -> None:
     assert box.jobs() == [6, 5, 4]
 
 
+@pytest.mark.slow
 def test_jobs_that_fail_cost_no_more_than_one_does(tmp_path: Path) -> None:
     box = Box(tmp_path)
     for _ in range(4):

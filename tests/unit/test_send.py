@@ -145,6 +145,7 @@ def test_a_server_is_put_back_if_the_target_only_says_that_it_lives(tmp_path: Pa
         ended.set()
 
 
+@pytest.mark.slow
 def test_a_server_is_put_back_even_if_the_target_takes_nothing_any_more(tmp_path: Path) -> None:
     events: List[str] = []
     web = node(tmp_path, Web01_0=random.Random(1).randbytes(64 << 20))
@@ -206,6 +207,7 @@ def test_firmware_state_that_has_gone_fails_its_server(tmp_path: Path) -> None:
     assert isinstance(outcome.error, SourceError) and "nvram" in str(outcome.error)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_written_while_another_one_is_sent_makes_the_set_fail(tmp_path: Path) -> None:
     disks: Dict[str, bytes] = {"Web01_0": b"a" * 5000, "Web01_1": random.Random(1).randbytes(40 << 20)}
     web, box = node(tmp_path, **disks), DrBox(tmp_path)

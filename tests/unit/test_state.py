@@ -327,6 +327,7 @@ def test_an_activated_server_stays_so_until_it_is_released(state: State, tmp_pat
 # — several at once —
 
 
+@pytest.mark.slow
 def test_threads_and_processes_write_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
     code = """
 import sys

@@ -158,6 +158,7 @@ def service(path: Path, answer: Message, asked: List[Hello]) -> Iterator[None]:
 # — the command —
 
 
+@pytest.mark.slow
 def test_the_command_shows_a_set_and_says_that_no_service_answers(box: Config, tmp_path: Path) -> None:
     code, out, err = run(tmp_path)
     assert (code, err) == (0, "")
@@ -166,6 +167,7 @@ def test_the_command_shows_a_set_and_says_that_no_service_answers(box: Config, t
     assert "set 1       1 disk, 4.0 KiB, received" in out
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_object_with_what_the_service_says(box: Config, tmp_path: Path) -> None:
     asked: List[Hello] = []
     jobs = Status((RunningJobReport("job-2", "node1", ("Db01",), "running", 1, 2),))
@@ -186,6 +188,7 @@ def test_the_command_prints_one_object_with_what_the_service_says(box: Config, t
     assert found["store"]["locations"][0]["size_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_it_can_when_the_database_is_damaged_and_leaves_it_alone(
     box: Config, tmp_path: Path
 ) -> None:
@@ -226,12 +229,14 @@ def test_a_check_says_whether_all_is_well_and_so_does_its_exit_code(tmp_path: Pa
     assert code == 1 and "the service cannot be reached" in out
 
 
+@pytest.mark.slow
 def test_the_command_refuses_a_configuration_that_is_not_there(tmp_path: Path) -> None:
     code, out, err = run(tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith(f"anvil-dr-status: {tmp_path}/t.yaml: there is no such file")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_causes_no_complaint(box: Config, tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", '"$1" --config "$2" --json | true', "sh", str(STATUS), str(tmp_path / "t.yaml")],

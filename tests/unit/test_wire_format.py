@@ -91,6 +91,7 @@ json_values = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(kind=st.sampled_from([Hello, Job, JobPlan, Welcome, protocol.ServerDone, protocol.Firmware]), value=json_values)
+@pytest.mark.slow
 def test_no_json_raises_anything_but_a_protocol_error(kind: Type[Message], value: object) -> None:
     try:
         decoded = protocol.decode(kind, memoryview(json.dumps(value).encode()))
