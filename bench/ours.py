@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import uuid
 from pathlib import Path
@@ -49,7 +50,7 @@ class Box:
         """The next servers are new ones, and what the last ones had has gone."""
         self._generation += 1
         for image in (self._folder / "store").iterdir():
-            image.unlink()
+            os.truncate(image, 0)  # not removed: the service takes an empty store for one that is not mounted
 
     def image(self, number: int = 0) -> Path:
         """The newest image of a server's disk."""

@@ -80,14 +80,14 @@ def test_five_jobs_with_three_copies_over_two_groups(box: DrBox, tmp_path: Path)
         assert {image.location for image in target.store.images()} == {"dr01_vg0", "dr01_vg1"}
 
 
-def test_a_second_image_of_an_unchanged_disk_writes_only_what_a_new_volume_needs(box: DrBox, tmp_path: Path) -> None:
+def test_a_second_image_of_an_unchanged_disk_writes_nothing(box: DrBox, tmp_path: Path) -> None:
     one_copy = DrBox(tmp_path, copies=1, groups=("dr01_vg0", "dr01_vg1"))
     web = Node(tmp_path / "node", disks=disks(1))
     with one_copy.running():
         one_copy.send(web.outgoing())
         outcome = one_copy.send(web.outgoing())
     done = outcome.servers[0].done
-    assert done is not None and done.written_bytes == 0, "the recycled volumes had it all"
+    assert done is not None and done.written_bytes == 0, "the recycled volume had it all"
     assert outcome.wire_bytes < 20_000
 
 
